@@ -1,0 +1,1 @@
+"""What crosses between the supervisor and one child, and the channel that carries it."""

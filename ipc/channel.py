@@ -1,0 +1,173 @@
+"""A channel: one pipe pair between the supervisor and one child, thrown away with that child.
+
+A frame is a length (4 bytes, big-endian) and that many bytes of MessagePack. The supervisor's end never blocks:
+it reads what is there and buffers what the pipe does not take. The child's end blocks, as its threads may.
+Whatever is wrong with a frame is wrong with this channel alone.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import struct
+import threading
+import time
+from collections.abc import Callable
+from typing import Generic, Protocol, TypeVar
+
+import msgspec
+
+from ipc.messages import FromChild, ToChild
+
+MAX_FRAME_BYTES = 64 << 20
+MAX_UNSENT_BYTES = 256 << 20
+_HEADER = struct.Struct(">I")
+_READ_BYTES = 256 << 10
+_T = TypeVar("_T")
+
+
+class ChannelBroken(Exception):
+    """The other side closed its end, or sent what is no frame. The channel and its child are done for."""
+
+
+class PipeEnd(Protocol):
+    """What multiprocess's Connection offers and a channel needs."""
+
+    def fileno(self) -> int: ...
+    def close(self) -> None: ...
+
+
+class _Frames(Generic[_T]):
+    """Bytes in, messages out; keeps an unfinished frame for the next bytes."""
+
+    def __init__(self, decode: Callable[[bytes], _T]) -> None:
+        self._decode = decode
+        self._buffer = bytearray()
+
+    def feed(self, data: bytes, messages: list[_T]) -> None:
+        """Append what is complete to `messages`. Raises ChannelBroken at a frame that is too long or holds no known
+        message; what came whole before it has been appended by then."""
+        self._buffer += data
+        start = 0
+        while len(self._buffer) - start >= _HEADER.size:
+            (length,) = _HEADER.unpack_from(self._buffer, start)
+            if length > MAX_FRAME_BYTES:
+                raise ChannelBroken(f"a frame announces {length:,} bytes, over the limit of {MAX_FRAME_BYTES:,}")
+            end = start + _HEADER.size + length
+            if len(self._buffer) < end:
+                break
+            messages.append(self._message(bytes(self._buffer[start + _HEADER.size : end])))
+            start = end
+        del self._buffer[:start]
+
+    def _message(self, body: bytes) -> _T:
+        try:
+            return self._decode(body)
+        except msgspec.DecodeError as error:
+            raise ChannelBroken(f"a frame holds no known message: {error}") from None
+
+
+def _frame(message: ToChild | FromChild) -> bytes:
+    body = msgspec.msgpack.encode(message)
+    return _HEADER.pack(len(body)) + body
+
+
+class SupervisorEnd:
+    """The supervisor's side: never blocks."""
+
+    def __init__(self, reading: PipeEnd, writing: PipeEnd) -> None:
+        self._reading, self._writing = reading, writing
+        os.set_blocking(reading.fileno(), False)
+        os.set_blocking(writing.fileno(), False)
+        self._frames: _Frames[FromChild] = _Frames(msgspec.msgpack.Decoder(FromChild).decode)
+        self._unsent = bytearray()
+        self._stuck_since_s: float | None = None
+
+    @property
+    def read_fd(self) -> int:
+        return self._reading.fileno()
+
+    @property
+    def write_fd(self) -> int:
+        return self._writing.fileno()
+
+    @property
+    def has_unsent(self) -> bool:
+        return bool(self._unsent)
+
+    def stuck_for_s(self) -> float:
+        """How long bytes have been waiting without the child taking any."""
+        return 0.0 if self._stuck_since_s is None else time.monotonic() - self._stuck_since_s
+
+    def send(self, message: ToChild) -> None:
+        """Raises ChannelBroken when the child is gone or has left too much unread."""
+        if len(self._unsent) > MAX_UNSENT_BYTES:
+            raise ChannelBroken(f"the child left {len(self._unsent):,} bytes unread")
+        self._unsent += _frame(message)
+        self.flush()
+
+    def flush(self) -> None:
+        """Write what the pipe takes now."""
+        try:
+            while self._unsent:
+                written = os.write(self._writing.fileno(), memoryview(self._unsent)[: 1 << 20])
+                del self._unsent[:written]
+                self._stuck_since_s = None
+        except BlockingIOError:
+            self._stuck_since_s = self._stuck_since_s or time.monotonic()
+        except OSError as error:
+            raise ChannelBroken(f"the child's end is closed: {error}") from None
+
+    def receive(self) -> tuple[list[FromChild], ChannelBroken | None]:
+        """Everything the child has said by now, and what broke the channel after that, if anything did."""
+        messages: list[FromChild] = []
+        try:
+            while data := os.read(self._reading.fileno(), _READ_BYTES):
+                self._frames.feed(data, messages)
+        except BlockingIOError:
+            return messages, None
+        except ChannelBroken as broken:
+            return messages, broken
+        except OSError as error:
+            return messages, ChannelBroken(str(error))
+        return messages, ChannelBroken("the child closed its end")
+
+    def close(self) -> None:
+        self._reading.close()
+        self._writing.close()
+
+
+class ChildEnd:
+    """The child's side: one thread receives, any thread sends."""
+
+    def __init__(self, reading: PipeEnd, writing: PipeEnd) -> None:
+        self._reading, self._writing = reading, writing
+        self._frames: _Frames[ToChild] = _Frames(msgspec.msgpack.Decoder(ToChild).decode)
+        self._lock = threading.Lock()
+
+    def send(self, message: FromChild) -> None:
+        """Raises ChannelBroken when the supervisor is gone."""
+        view = memoryview(_frame(message))
+        try:
+            with self._lock:
+                while view:
+                    view = view[os.write(self._writing.fileno(), view) :]
+        except OSError as error:
+            raise ChannelBroken(f"the supervisor's end is closed: {error}") from None
+
+    def receive(self, timeout_s: float) -> list[ToChild]:
+        """At least one message, or [] when none came in time. Raises ChannelBroken when the supervisor is gone."""
+        give_up_at_s = time.monotonic() + timeout_s
+        messages: list[ToChild] = []
+        while (left_s := give_up_at_s - time.monotonic()) > 0:
+            poll = select.poll()  # select() itself refuses descriptors from 1024 on
+            poll.register(self._reading.fileno(), select.POLLIN)
+            if not poll.poll(left_s * 1000):
+                return []
+            data = os.read(self._reading.fileno(), _READ_BYTES)
+            if not data:
+                raise ChannelBroken("the supervisor closed its end")
+            self._frames.feed(data, messages)
+            if messages:
+                return messages
+        return []

@@ -1,0 +1,106 @@
+"""The few messages that may cross a channel: plain, typed data, encoded as MessagePack.
+
+Times named `*_at_s` are `time.monotonic()`, which all processes of one machine share on Linux;
+times named `*_ms` are UTC milliseconds since 1970 and go into records.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import msgspec
+
+
+class Task(msgspec.Struct, frozen=True, tag="task"):
+    """Supervisor → child: compute this request and answer it. `number` names it on this channel."""
+
+    number: int
+    request_id: str
+    stream: bool
+    endpoint: str
+    data: bytes
+    received_at_s: float
+    deadline_at_s: float
+    first_attempt: bool
+
+
+class Refuse(msgspec.Struct, frozen=True, tag="refuse"):
+    """Supervisor → any child: deliver this final error, on behalf of whoever cannot."""
+
+    number: int
+    request_id: str
+    stream: bool
+    endpoint: str
+    error: dict[str, Any]
+    received_at_s: float
+    deadline_at_s: float
+    first_attempt: bool
+
+
+class Lease(msgspec.Struct, frozen=True, tag="lease"):
+    """Supervisor → child: I live, and you may go on for `LEASE_S`."""
+
+
+class Stop(msgspec.Struct, frozen=True, tag="stop"):
+    """Supervisor → child: nothing more will come; end."""
+
+
+class Ready(msgspec.Struct, frozen=True, tag="ready"):
+    """Child → supervisor: booted. `slots`: requests it can run at once; `pids`: its model server's processes."""
+
+    slots: int
+    pids: list[int] = []
+
+
+class Unusable(msgspec.Struct, frozen=True, tag="unusable"):
+    """Child → supervisor, before it exits: why it cannot serve. `permanent`: another start would end the same."""
+
+    message: str
+    permanent: bool
+
+
+class Begun(msgspec.Struct, frozen=True, tag="begun"):
+    """Child → supervisor: the first frame of this stream is about to go out; from now on it can only be ended."""
+
+    number: int
+
+
+class Computed(msgspec.Struct, frozen=True, tag="computed"):
+    """Child → supervisor: the model's work is done, only the delivery is still tried: the slot is free."""
+
+    number: int
+
+
+End = Literal[
+    "answered",  # the requester has its result
+    "failed",  # the requester has an error object
+    "retry",  # nothing was delivered: try again, counting an attempt
+    "throttle",  # nothing was delivered: later, not counted; the upstream wants less
+    "trouble",  # nothing was delivered: this node can serve nobody
+    "gone",  # the requester left while its stream ran
+    "unknown",  # the requester's service does not know the request (any more)
+    "undeliverable",  # the endpoint could not be reached within the request's time
+]
+
+
+class Outcome(msgspec.Struct, frozen=True, tag="outcome"):
+    """Child → supervisor: how one Task or Refuse ended. Exactly one for each that was not lost with its child."""
+
+    number: int
+    end: End
+    error: dict[str, Any] | None = None
+    reason: str | None = None
+    wait_s: float | None = None
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    tokens_source: Literal["reported", "estimated", "none"] = "none"
+    upstream_model: str | None = None
+    upstream_sent_ms: float | None = None
+    first_token_ms: float | None = None
+    last_token_ms: float | None = None
+    answered_ms: float | None = None
+    answer: bytes | None = None
+
+
+ToChild = Task | Refuse | Lease | Stop
+FromChild = Ready | Unusable | Begun | Computed | Outcome
