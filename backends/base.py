@@ -1,0 +1,90 @@
+"""What every backend is to its child, and what it gives its answers to."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+
+class BackendUnusable(Exception):
+    """The backend cannot serve. `permanent`: another start would end the same; someone has to change something."""
+
+    def __init__(self, message: str, *, permanent: bool) -> None:
+        super().__init__(message)
+        self.message, self.permanent = message, permanent
+
+
+@dataclass(frozen=True)
+class Call:
+    """One request: `data` is the OpenAI body, `stream` whether the requester wants chunks, `deadline_at_s` monotonic."""
+
+    data: bytes
+    stream: bool
+    deadline_at_s: float
+
+
+@dataclass
+class Account:
+    """What one call cost, for the usage record. Times are UTC milliseconds."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    tokens_source: Literal["reported", "estimated", "none"] = "none"
+    upstream_model: str | None = None
+    upstream_sent_ms: float | None = None
+    first_token_ms: float | None = None
+    last_token_ms: float | None = None
+    _prompt_characters: int = field(default=0, repr=False)
+    _output_characters: int = field(default=0, repr=False)
+
+    def sent(self, prompt_characters: int) -> None:
+        self.upstream_sent_ms = now_ms()
+        self._prompt_characters = prompt_characters
+
+    def output(self, characters: int) -> None:
+        self.last_token_ms = now_ms()
+        self.first_token_ms = self.first_token_ms or self.last_token_ms
+        self._output_characters += characters
+
+    def reported(self, usage: tuple[int, int]) -> None:
+        self.prompt_tokens, self.completion_tokens = usage
+        self.tokens_source = "reported"
+
+    def close(self) -> None:
+        """Where nothing was reported but something was computed: four characters a token, marked as an estimate."""
+        if self.tokens_source == "none" and self._output_characters:
+            self.prompt_tokens = -(-self._prompt_characters // 4)
+            self.completion_tokens = -(-self._output_characters // 4)
+            self.tokens_source = "estimated"
+
+
+def now_ms() -> float:
+    return round(time.time() * 1000, 3)
+
+
+class Sink(Protocol):
+    """Where an answer goes: chunks for a stream, one whole completion otherwise."""
+
+    def chunk(self, data: bytes) -> None:
+        """One chunk, compact JSON; sent before this returns. Raises RequesterGone."""
+
+    def whole(self, data: bytes) -> None:
+        """The completion."""
+
+
+class Backend(Protocol):
+    def start(self) -> int:
+        """Get ready; return how many requests may run at once (0: no limit of its own). Raises BackendUnusable."""
+
+    def answer(self, call: Call, sink: Sink, account: Account) -> None:
+        """Compute and hand to the sink as it comes. Raises UpstreamFailed, and whatever the sink raises."""
+
+    def check(self) -> None:
+        """Called each second: raises BackendUnusable once what it wraps has died."""
+
+    def pids(self) -> list[int]:
+        """Processes that belong to it."""
+
+    def stop(self) -> None:
+        """End what it started."""

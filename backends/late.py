@@ -1,0 +1,107 @@
+"""Answers whose endpoint could not be reached: tried again within the request's time, apart from the slots."""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from answers.delivery import Delivery
+from answers.endpoint import NotDelivered, RequesterGone, RequesterUnknown
+from errors import error_object
+from ipc.messages import End, Outcome
+
+FIRST_PAUSE_S = 0.5
+LONGEST_PAUSE_S = 15.0
+MAX_KEPT_BYTES = 64 << 20
+THREADS = 4
+
+
+@dataclass(order=True)
+class _Late:
+    due_at_s: float
+    order: int
+    way: Delivery = field(compare=False)
+    deadline_at_s: float = field(compare=False)
+    pause_s: float = field(compare=False)
+    why: str = field(compare=False)
+    number: int = field(compare=False)
+    end: End = field(compare=False)
+    error: dict[str, Any] | None = field(compare=False)
+    report: Callable[[Outcome], None] = field(compare=False)
+
+
+class LateDeliveries:
+    """A heap of answers and a few threads, started with the first. Over MAX_KEPT_BYTES the newest is given up at once."""
+
+    def __init__(self) -> None:
+        self._heap: list[_Late] = []
+        self._bytes = 0
+        self._order = itertools.count()
+        self._changed = threading.Condition()
+        self._threads = 0
+
+    def add(
+        self, way: Delivery, deadline_at_s: float, why: str, number: int, end: End, error: dict[str, Any] | None,
+        report: Callable[[Outcome], None],
+    ) -> None:
+        """`report` is called once, with the outcome `end` or, in the end, `undeliverable`."""
+        late = _Late(0.0, next(self._order), way, deadline_at_s, FIRST_PAUSE_S, why, number, end, error, report)
+        with self._changed:
+            crowded = self._bytes + len(way.answer) > MAX_KEPT_BYTES
+            if not crowded:
+                self._bytes += len(way.answer)
+        if crowded:
+            report(_undeliverable(late))
+            return
+        self._put_back(late)
+        if self._threads < THREADS:
+            self._threads += 1
+            threading.Thread(target=self._run, name="late", daemon=True).start()
+
+    def _put_back(self, late: _Late) -> None:
+        late.due_at_s = time.monotonic() + late.pause_s
+        late.pause_s = min(2 * late.pause_s, LONGEST_PAUSE_S)
+        with self._changed:
+            heapq.heappush(self._heap, late)
+            self._changed.notify()
+
+    def _run(self) -> None:
+        while True:
+            late = self._next_due()
+            outcome = self._try(late)
+            if outcome is None:
+                self._put_back(late)
+                continue
+            with self._changed:
+                self._bytes -= len(late.way.answer)
+            late.report(outcome)
+
+    def _next_due(self) -> _Late:
+        with self._changed:
+            while not self._heap or self._heap[0].due_at_s > time.monotonic():
+                self._changed.wait(self._heap[0].due_at_s - time.monotonic() if self._heap else None)
+            return heapq.heappop(self._heap)
+
+    @staticmethod
+    def _try(late: _Late) -> Outcome | None:
+        """None: not yet."""
+        try:
+            late.way.finish()
+        except NotDelivered as error:
+            late.why = str(error)
+            return _undeliverable(late) if time.monotonic() + late.pause_s > late.deadline_at_s else None
+        except RequesterGone as error:
+            return Outcome(late.number, "gone", error_object(str(error), "server_error", "requester_gone"))
+        except RequesterUnknown as error:
+            return Outcome(late.number, "unknown", error_object(str(error), "server_error", "requester_unknown"))
+        return Outcome(late.number, late.end, late.error)
+
+
+def _undeliverable(late: _Late) -> Outcome:
+    error = error_object(f"The answer could not be delivered: {late.why}", "server_error", "undeliverable")
+    return Outcome(late.number, "undeliverable", error, answer=late.way.answer)

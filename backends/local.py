@@ -1,0 +1,47 @@
+"""The local backend: a model server of our own on this machine, spoken to as any API."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from backends.api import ApiBackend
+from backends.base import Account, BackendUnusable, Call, Sink
+from backends.body import Habits
+from backends.modelserver import ModelServer
+
+if TYPE_CHECKING:
+    from config import Settings
+
+STOP_WITHIN_S = 5.0
+
+
+class LocalBackend:
+    def __init__(self, settings: Settings, replica: int, threads: int, say: Callable[[str], None]) -> None:
+        self._settings, self._threads = settings, threads
+        self._server = ModelServer(settings, replica, say)
+        self._api: ApiBackend | None = None
+
+    def start(self) -> int:
+        self._server.start()
+        # Always streamed: llama.cpp's server stops generating for a requester that left only in the middle of a stream.
+        self._api = ApiBackend(
+            self._settings, api_url=self._server.base_url, api_key="", threads=self._threads, habits=Habits(stream=True)
+        )
+        return self._server.slots
+
+    def answer(self, call: Call, sink: Sink, account: Account) -> None:
+        assert self._api is not None, "a request came before the model server was ready"
+        self._api.answer(call, sink, account)
+
+    def check(self) -> None:
+        if not self._server.alive():
+            raise BackendUnusable(f"the model server died: {self._server.exit_report()}", permanent=False)
+
+    def pids(self) -> list[int]:
+        return self._server.pids()
+
+    def stop(self) -> None:
+        if self._api is not None:
+            self._api.stop()
+        self._server.stop(STOP_WITHIN_S)

@@ -1,0 +1,160 @@
+"""One POST to an upstream: urllib3 behind a small face, so that its cost and its quirks can be answered here alone."""
+
+from __future__ import annotations
+
+import socket
+import ssl
+import time
+from types import TracebackType
+from typing import Any
+
+import urllib3
+from urllib3.connection import HTTPConnection, HTTPSConnection
+from urllib3.exceptions import (
+    ConnectTimeoutError,
+    HTTPError,
+    NameResolutionError,
+    NewConnectionError,
+    ProtocolError,
+    ReadTimeoutError,
+    SSLError,
+)
+
+from errors import Failure, Kind
+
+READ_BYTES = 64 << 10
+MAX_ERROR_BODY_BYTES = 64 << 10
+
+
+class UpstreamFailed(Exception):
+    """The upstream did not give what was asked for; `failure` says how."""
+
+    def __init__(self, failure: Failure) -> None:
+        super().__init__(failure.detail)
+        self.failure = failure
+
+
+class _KeepsSocket:
+    """Remembers the socket: http.client forgets it as soon as a server announces `Connection: close`."""
+
+    live_socket: socket.socket | None = None
+
+    def connect(self) -> None:
+        super().connect()  # type: ignore[misc]
+        self.live_socket = self.sock  # type: ignore[attr-defined]
+        assert self.live_socket is not None
+        self.live_socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+
+class _PlainConnection(_KeepsSocket, HTTPConnection):
+    pass
+
+
+class _TlsConnection(_KeepsSocket, HTTPSConnection):
+    pass
+
+
+class Transport:
+    """Keep-alive connections to one URL, for `pool_size` threads. Certificates are verified, redirects not followed."""
+
+    def __init__(self, url: str, headers: dict[str, str], *, pool_size: int, connect_timeout_s: float, ca_bundle: str | None) -> None:
+        parsed = urllib3.util.parse_url(url)
+        self._target = parsed.request_uri
+        self._headers = {"Content-Type": "application/json", "Accept-Encoding": "identity", **headers}
+        self._connect_timeout_s = connect_timeout_s
+        options: dict[str, Any] = {"maxsize": pool_size, "block": False, "retries": False}
+        host, port = parsed.host or "", parsed.port
+        if parsed.scheme == "https":
+            context = ssl.create_default_context(cafile=ca_bundle)
+            self._pool: urllib3.HTTPConnectionPool = urllib3.HTTPSConnectionPool(host, port, ssl_context=context, **options)
+            self._pool.ConnectionCls = _TlsConnection
+        else:
+            self._pool = urllib3.HTTPConnectionPool(host, port, **options)
+            self._pool.ConnectionCls = _PlainConnection
+
+    def post(self, body: bytes, *, answer_within_s: float) -> Response:
+        """Send; return when the headers are there. Raises UpstreamFailed."""
+        timeout = urllib3.Timeout(connect=self._connect_timeout_s, read=answer_within_s)
+        try:
+            raw = self._pool.urlopen(
+                "POST", self._target, body, self._headers, preload_content=False, redirect=False, timeout=timeout, retries=False
+            )
+        except HTTPError as error:
+            raise UpstreamFailed(_failure(error)) from None
+        return Response(raw)
+
+    def close(self) -> None:
+        self._pool.close()
+
+
+class Response:
+    """An answer whose headers are there and whose body is not yet. A context manager: leaving it early closes the
+    connection, which tells the upstream that nobody waits any more."""
+
+    def __init__(self, raw: urllib3.BaseHTTPResponse) -> None:
+        self._raw = raw
+        self._socket: socket.socket | None = getattr(raw.connection, "live_socket", None)
+        self._complete = False
+        self.status = raw.status
+        self.headers = {name.lower(): value for name, value in raw.headers.items()}
+
+    @property
+    def is_event_stream(self) -> bool:
+        return self.headers.get("content-type", "").split(";")[0].strip().lower() == "text/event-stream"
+
+    def read_some(self, deadline_at_s: float) -> bytes:
+        """What has come in, as soon as anything has; b"" at the end. Raises UpstreamFailed, also past the deadline."""
+        left_s = deadline_at_s - time.monotonic()
+        if left_s <= 0:
+            raise UpstreamFailed(Failure("timeout", "no output in time"))
+        try:
+            if self._socket is not None:
+                self._socket.settimeout(left_s)
+            piece: bytes = self._raw.read1(READ_BYTES)
+        except (HTTPError, OSError, ValueError) as error:
+            raise UpstreamFailed(_failure(error)) from None
+        self._complete = not piece
+        return piece
+
+    def read_all(self, deadline_at_s: float, limit_bytes: int) -> bytes:
+        """The whole body, or its first `limit_bytes`. Raises UpstreamFailed."""
+        body = bytearray()
+        while len(body) < limit_bytes and (piece := self.read_some(deadline_at_s)):
+            body += piece
+        return bytes(body[:limit_bytes])
+
+    def read_to_end(self, deadline_at_s: float) -> None:
+        """Take what is left, so that the connection can be used again."""
+        try:
+            while self.read_some(deadline_at_s):
+                pass
+        except UpstreamFailed:
+            self._complete = False
+
+    def __enter__(self) -> Response:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._complete:
+            self._raw.release_conn()
+        else:
+            self._raw.close()
+
+
+def _failure(error: BaseException) -> Failure:
+    cause = getattr(error, "reason", None) or error
+    return Failure(_kind(cause if isinstance(cause, BaseException) else error), f"{type(error).__name__}: {error}")
+
+
+def _kind(error: BaseException) -> Kind:
+    kinds: list[tuple[tuple[type[BaseException], ...], Kind]] = [
+        ((NameResolutionError,), "unresolved"),
+        ((SSLError, ssl.SSLError), "tls"),
+        ((ConnectTimeoutError, ReadTimeoutError, TimeoutError), "timeout"),
+        ((NewConnectionError, ConnectionRefusedError), "refused"),
+        ((ProtocolError, OSError), "reset"),
+    ]
+    for classes, kind in kinds:
+        if isinstance(error, classes):
+            return kind
+    return "garbled"
