@@ -1,0 +1,1 @@
+"""The queue: topics' names, the envelope of a request, consuming, publishing, redelivery."""

@@ -1,0 +1,188 @@
+"""Receiving: one thread owns the subscription's timed receives, and receives only as much as it is allowed.
+
+A batch goes whole to one consumer, so its members are received together, whatever is allowed: a batch of which only a
+part was received could not be given back without its finished members coming back too.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import pulsar
+from loguru import logger
+
+from messaging.client import PulsarLog, QueueTrouble, explain, open_client
+from messaging.topics import request_topic, subscription
+
+if TYPE_CHECKING:
+    from config import Settings
+
+RECEIVE_TIMEOUT_MS = 500
+RETRY_EACH_S = 3.0
+REMIND_EACH = 20  # of these tries
+Key = tuple[int, int, int, int]  # partition, ledger, entry, batch index
+
+
+@dataclass(frozen=True)
+class Received:
+    """One message in our hands. `published_ms`: of this publish, by the publisher's clock."""
+
+    key: Key
+    message_id: pulsar.MessageId
+    payload: bytes
+    properties: dict[str, str]
+    published_ms: int
+
+
+@dataclass(frozen=True)
+class Subscribed:
+    """The subscription stands; messages can come."""
+
+
+Notice = Subscribed | QueueTrouble
+
+
+class Consumer:
+    """`tell` is called from the consumer's thread with each Notice; `wake` after each message that has arrived."""
+
+    def __init__(self, settings: Settings, tell: Callable[[Notice], None], wake: Callable[[], None]) -> None:
+        self._settings, self._tell, self._wake = settings, tell, wake
+        self._log = PulsarLog()
+        self.client = open_client(settings, self._log, operation_timeout_s=10)
+        self._consumer: pulsar.Consumer | None = None
+        self._arrived: deque[Received] = deque()
+        self._allowed = 0
+        self._stopping = False
+        self._changed = threading.Condition()
+        self._thread = threading.Thread(target=self._run, name="consumer", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def take(self) -> list[Received]:
+        """What has arrived since the last call."""
+        with self._changed:
+            arrived = list(self._arrived)
+            self._arrived.clear()
+            return arrived
+
+    def allow(self, count: int) -> None:
+        """How many more may be received as of now; those that have arrived and were not taken yet count."""
+        with self._changed:
+            self._allowed = count - len(self._arrived)
+            if self._allowed > 0:
+                self._changed.notify()
+
+    def acknowledge(self, received: Received) -> None:
+        """Fire and forget: an acknowledgement that gets lost brings the message back, and it is acknowledged again."""
+        if self._consumer is None:
+            return
+        try:
+            self._consumer.acknowledge(received.message_id)
+        except pulsar.PulsarException as error:
+            logger.debug("acknowledgement of {} failed ({}); it will come back", received.key, error)
+
+    def stop_receiving(self) -> None:
+        """Does not wait: once `has_stopped`, what was received is in `take()`, each batch whole."""
+        with self._changed:
+            self._stopping = True
+            self._changed.notify_all()
+
+    def has_stopped(self) -> bool:
+        """One that never got its subscription has nothing to wait for, whatever its thread is in the middle of."""
+        return (self._consumer is None or not self._thread.is_alive()) and not self._arrived
+
+    def close(self) -> None:
+        """Gives everything unacknowledged to other consumers at once: only with nothing left that runs."""
+        try:
+            if self._consumer is not None:
+                self._consumer.close()
+            self.client.close()
+        except pulsar.PulsarException as error:
+            logger.debug("closing the Pulsar client: {}", error)
+
+    def _run(self) -> None:
+        if not self._subscribe():
+            return
+        self._tell(Subscribed())
+        batch_open = False
+        while self._wait_for_leave(batch_open):
+            batch_open = self._receive_one(batch_open)
+
+    def _subscribe(self) -> bool:
+        """Try until it stands; False when stopped before. Says at once what is wrong, and reminds each minute."""
+        tries = 0
+        while not self._stopping:
+            try:
+                self._consumer = self._open()
+                return True
+            except (pulsar.PulsarException, ValueError) as error:
+                trouble = explain(error, self._log, self._settings.pulsar_url)
+                if tries % REMIND_EACH == 0 or trouble.refused:
+                    self._tell(trouble)
+                tries += 1
+            with self._changed:
+                self._changed.wait_for(lambda: self._stopping, RETRY_EACH_S)
+        return False
+
+    def _open(self) -> pulsar.Consumer:
+        model = self._settings.model_name
+        return self.client.subscribe(
+            request_topic(model),
+            subscription(model),
+            consumer_type=pulsar.ConsumerType.Shared,
+            initial_position=pulsar.InitialPosition.Earliest,  # services publish before any node ever subscribed
+            receiver_queue_size=1,  # what is prefetched no other node can have
+        )
+
+    def _wait_for_leave(self, batch_open: bool) -> bool:
+        """Until a message may be received; False: stop. An open batch is always received to its end."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._stopping or self._allowed > 0 or batch_open)
+            return batch_open or not self._stopping
+
+    def _receive_one(self, batch_open: bool) -> bool:
+        """Whether a batch is open after it."""
+        assert self._consumer is not None
+        try:
+            message = self._consumer.receive(RECEIVE_TIMEOUT_MS)
+        except pulsar.Timeout:
+            return False  # an open batch that does not go on was cut off by a reconnect; it will come anew
+        except pulsar.PulsarException as error:
+            logger.warning("receiving failed: {}", error)
+            with self._changed:
+                self._changed.wait_for(lambda: self._stopping, 1.0)
+            return False
+        identifier = message.message_id()
+        key = (identifier.partition(), identifier.ledger_id(), identifier.entry_id(), identifier.batch_index())
+        with self._changed:
+            self._allowed -= 1
+            self._arrived.append(Received(key, identifier, message.data(), message.properties(), message.publish_timestamp()))
+        self._wake()
+        return bool(0 <= key[3] < batch_size(identifier) - 1)
+
+
+def batch_size(identifier: pulsar.MessageId) -> int:
+    """How many messages the batch has; 0 outside of one. The client tells it only within the serialized id
+    (PulsarApi.proto, MessageIdData: field 6, a varint)."""
+    fields, position, data = {}, 0, identifier.serialize()
+    while position < len(data):
+        tag, position = _varint(data, position)
+        if tag & 7 != 0:  # all that comes before the size is varints
+            break
+        fields[tag >> 3], position = _varint(data, position)
+    return fields.get(6, 0)
+
+
+def _varint(data: bytes, position: int) -> tuple[int, int]:
+    value = shift = 0
+    while True:
+        byte = data[position]
+        value |= (byte & 0x7F) << shift
+        position, shift = position + 1, shift + 7
+        if byte < 0x80:
+            return value, position

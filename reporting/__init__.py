@@ -1,0 +1,1 @@
+"""What the node tells others: usage records and its log."""

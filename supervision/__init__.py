@@ -1,0 +1,1 @@
+"""The supervisor's parts: its children, and the ledger of requests in its hands."""

@@ -1,0 +1,253 @@
+"""The node's children: spawned, listened to, killed, replaced. The only place that starts or ends one."""
+
+from __future__ import annotations
+
+import random
+import selectors
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import multiprocess
+from loguru import logger
+
+from errors import ExitCode
+from ipc.channel import ChannelBroken, SupervisorEnd
+from ipc.messages import FromChild, Lease, Ready, Stop, ToChild, Unusable
+from ipc.spawned import signals_held
+
+LEASE_EACH_S = 2.0
+STUCK_AFTER_S = 10.0
+HEALTHY_AFTER_S = 30.0
+LONGEST_PAUSE_S = 30.0
+REAP_WITHIN_S = 5.0
+
+
+@dataclass(frozen=True)
+class Role:
+    """What a child is for. `main(*arguments, reading, writing)` is what it runs; `capacity`: requests at once, 0 for
+    one that takes none."""
+
+    name: str
+    main: Callable[..., None]
+    arguments: tuple[Any, ...]
+    capacity: int
+
+
+@dataclass
+class Child:
+    """One process and its channel. `number` is never used again, so nothing of a dead child can be another's."""
+
+    number: int
+    role: Role
+    process: Any
+    channel: SupervisorEnd
+    born_s: float
+    ready: Ready | None = None
+    last_words: Unusable | None = None
+    killed_because: str | None = None
+
+    @property
+    def capacity(self) -> int:
+        """Requests it may hold at once: none before it is ready, then its share, or what its model server runs."""
+        if self.ready is None or self.killed_because is not None:
+            return 0
+        return min(self.role.capacity, self.ready.slots or self.role.capacity)
+
+    @property
+    def pids(self) -> list[int]:
+        return [self.process.pid, *(self.ready.pids if self.ready else [])]
+
+
+@dataclass
+class _Place:
+    """Where one child at a time stands."""
+
+    role: Role
+    child: Child | None = None
+    failures: int = 0
+    start_at_s: float = 0.0
+
+
+@dataclass
+class Dead:
+    """A child that was reaped, and all that it had said and nobody had read."""
+
+    child: Child
+    cause: str
+    unread: list[FromChild] = field(default_factory=list)
+
+
+class Crew:
+    def __init__(self, roles: list[Role], selector: selectors.BaseSelector, dice: random.Random) -> None:
+        self._places = [_Place(role) for role in roles]
+        self._selector, self._dice = selector, dice
+        self._context = multiprocess.get_context("spawn")  # never fork: the Pulsar client does not survive it
+        self._last_number = 0
+        self._leased_s = 0.0
+
+    def children(self) -> list[Child]:
+        return [place.child for place in self._places if place.child is not None]
+
+    def backends(self) -> list[Child]:
+        return [child for child in self.children() if child.role.capacity]
+
+    def capacity(self) -> int:
+        return sum(child.capacity for child in self.backends())
+
+    def start_missing(self) -> None:
+        """Fill the empty places whose pause is over."""
+        for place in self._places:
+            if place.child is None and time.monotonic() >= place.start_at_s:
+                place.child = self._spawn(place.role)
+
+    def next_start_s(self) -> float | None:
+        """When the next pause ends (monotonic)."""
+        return min((place.start_at_s for place in self._places if place.child is None), default=None)
+
+    def _spawn(self, role: Role) -> Child:
+        to_child_read, to_child_write = self._context.Pipe(duplex=False)
+        from_child_read, from_child_write = self._context.Pipe(duplex=False)
+        process = self._context.Process(
+            target=role.main, args=(*role.arguments, to_child_read, from_child_write), name=role.name, daemon=False
+        )
+        with signals_held():
+            process.start()
+        to_child_read.close()
+        from_child_write.close()
+        self._last_number += 1
+        child = Child(self._last_number, role, process, SupervisorEnd(from_child_read, to_child_write), time.monotonic())
+        self._selector.register(child.channel.read_fd, selectors.EVENT_READ)
+        self._selector.register(process.sentinel, selectors.EVENT_READ)
+        logger.debug("{} started as process {}", role.name, process.pid)
+        return child
+
+    def send(self, child: Child, message: ToChild) -> None:
+        """Never blocks; a child whose channel is broken is killed, and its death is reported as any other."""
+        try:
+            child.channel.send(message)
+        except ChannelBroken as broken:
+            self.kill(child, str(broken))
+
+    def collect(self) -> list[tuple[Child, FromChild]]:
+        """What the children have said. Also renews leases, pushes what was unsent, kills who takes nothing."""
+        said: list[tuple[Child, FromChild]] = []
+        renew = time.monotonic() - self._leased_s > LEASE_EACH_S
+        self._leased_s = time.monotonic() if renew else self._leased_s
+        for child in self.children():
+            messages, broken = child.channel.receive()
+            said += [(child, message) for message in self._noted(child, messages)]
+            if broken is not None and child.process.exitcode is None:
+                self.kill(child, str(broken))
+            elif child.channel.has_unsent:
+                self._push(child)
+            if renew:
+                self.send(child, Lease())
+        return said
+
+    def _noted(self, child: Child, messages: list[FromChild]) -> list[FromChild]:
+        for message in messages:
+            if isinstance(message, Ready):
+                child.ready = message
+            elif isinstance(message, Unusable):
+                child.last_words = message
+        return messages
+
+    def _push(self, child: Child) -> None:
+        try:
+            child.channel.flush()
+        except ChannelBroken as broken:
+            self.kill(child, str(broken))
+        if child.channel.stuck_for_s() > STUCK_AFTER_S:
+            self.kill(child, f"it took nothing from its channel for {STUCK_AFTER_S:g} s")
+
+    def watch_unsent(self) -> None:
+        """Have the selector wake for channels that hold unsent bytes, and for no others."""
+        watched = self._selector.get_map()
+        for child in self.children():
+            is_watched = child.channel.write_fd in watched
+            if child.channel.has_unsent and not is_watched:
+                self._selector.register(child.channel.write_fd, selectors.EVENT_WRITE)
+            elif is_watched and not child.channel.has_unsent:
+                self._selector.unregister(child.channel.write_fd)
+
+    def kill(self, child: Child, because: str) -> None:
+        """SIGKILL; the death is reported by `bury`."""
+        if child.killed_because is None:
+            child.killed_because = because
+            child.process.kill()
+
+    def bury(self) -> list[Dead]:
+        """Reap who has died, read what it left unread, and set its place's pause: none for a first death."""
+        dead: list[Dead] = []
+        for place in self._places:
+            child = place.child
+            if child is not None and child.process.exitcode is not None:
+                dead.append(self._reap(child))
+                place.child = None
+                self._set_pause(place, child)
+        return dead
+
+    def _reap(self, child: Child) -> Dead:
+        child.process.join(REAP_WITHIN_S)
+        messages, _ = child.channel.receive()
+        messages = self._noted(child, messages)
+        watched = self._selector.get_map()
+        for fd in (child.channel.read_fd, child.channel.write_fd, child.process.sentinel):
+            if fd in watched:
+                self._selector.unregister(fd)
+        child.channel.close()
+        cause = child.killed_because or how_it_ended(child.process.exitcode)
+        child.process.close()
+        return Dead(child, cause, messages)
+
+    def _set_pause(self, place: _Place, child: Child) -> None:
+        healthy = time.monotonic() - child.born_s > HEALTHY_AFTER_S
+        place.failures = 0 if healthy else place.failures + 1
+        if place.failures > 1:
+            longest_s = min(0.25 * 2.0**place.failures, LONGEST_PAUSE_S)
+            place.start_at_s = time.monotonic() + longest_s * (0.5 + self._dice.random() / 2)
+
+    def stop(self, children: list[Child], within_s: float) -> None:
+        """Ask them to end, wait, kill who does not."""
+        for child in children:
+            self.send(child, Stop())
+        give_up_at_s = time.monotonic() + within_s
+        for child in children:
+            child.process.join(max(0.0, give_up_at_s - time.monotonic()))
+            if child.process.exitcode is None:
+                logger.warning("{} did not end within {:g} s and is killed", child.role.name, within_s)
+                child.process.kill()
+                child.process.join(REAP_WITHIN_S)
+
+    def kill_all(self) -> None:
+        for child in self.children():
+            child.process.kill()
+        for child in self.children():
+            child.process.join(REAP_WITHIN_S)
+
+
+_LIKELY = {
+    signal.SIGKILL: "kill -9, or the kernel's out-of-memory killer: see dmesg",
+    signal.SIGSEGV: "a crash in native code",
+    signal.SIGABRT: "native code gave up, often out of memory",
+    signal.SIGBUS: "a memory-mapped file was cut short, or a disk is full",
+    signal.SIGILL: "native code built for another CPU",
+    signal.SIGTERM: "somebody ended it",
+}
+
+
+def how_it_ended(exitcode: int) -> str:
+    """A process's exit code in words, with the likely cause."""
+    if exitcode < 0:
+        try:
+            name = signal.Signals(-exitcode).name
+        except ValueError:
+            return f"signal {-exitcode}"
+        likely = _LIKELY.get(signal.Signals(-exitcode))
+        return f"signal {name}" + (f" ({likely})" if likely else "")
+    named = {ExitCode.CRASHED: "a Python error, printed above", ExitCode.SUPERVISOR_GONE: "its lease ran out"}
+    meaning = named.get(ExitCode(exitcode)) if exitcode in set(ExitCode) else None
+    return f"exit code {exitcode}" + (f" ({meaning})" if meaning else "")

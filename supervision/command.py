@@ -1,0 +1,46 @@
+"""The command line of the node: configuration → help, check, or the node itself."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+
+from loguru import logger
+
+import config
+from errors import ExitCode
+from reporting.log import set_up_log
+
+_ABOUT = "Takes OpenAI chat-completion requests from a Pulsar topic, has a model answer them, delivers the answers."
+
+
+def run(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="supervisor.py", description=_ABOUT, formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog=f"environment:\n{config.help_text()}",
+    )
+    parser.add_argument("--check", action="store_true", help="validate, reach for Pulsar and the upstream, say what was found; exit 0 or 78")
+    parser.add_argument("--env-example", action="store_true", help="print the text of .env.example")
+    options = parser.parse_args(arguments)
+    if options.env_example:
+        print(config.env_example(), end="")
+        return ExitCode.OK
+    try:
+        settings = config.load()
+    except config.ConfigurationMistakes as mistakes:
+        for mistake in mistakes.mistakes:
+            print(f"configuration: {mistake}", file=sys.stderr)
+        return ExitCode.CONFIGURATION
+    set_up_log(settings, "node")
+    if options.check:
+        from supervision.check import check
+
+        return check(settings)
+    from supervision.node import Node
+
+    code = Node(settings).run()
+    logger.info("ended with exit code {}", int(code))
+    sys.stderr.flush()
+    # The Pulsar client's threads may still log; one that meets an interpreter in its finalization aborts the process.
+    os._exit(code)

@@ -1,0 +1,168 @@
+"""The ledger: every request in the node's hands, and where it stands. Pure: no clock, no process, no queue.
+
+    waiting → dispatched → begun ┐
+                    ↘ delivering ┴→ settling → (forgotten, its key remembered)
+
+`waiting` has no child; `begun` has output on its way to the requester and can only be ended; `delivering` is computed
+and holds no slot; `settling` waits for the queue to confirm what its end published. A refusal (a final error on its
+way) passes the same states.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections import OrderedDict, deque
+from collections.abc import Hashable
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
+
+REMEMBERED = 20_000
+Job = TypeVar("Job")
+
+
+class State(enum.Enum):
+    WAITING = "waiting"
+    DISPATCHED = "dispatched"
+    BEGUN = "begun"
+    DELIVERING = "delivering"
+    SETTLING = "settling"
+
+
+class Admission(enum.Enum):
+    """What a message from the queue is to the ledger."""
+
+    NEW = "new"
+    HELD = "held"  # a redelivery of what is in our hands: nothing to do
+    SETTLED = "settled"  # a redelivery of what has ended: acknowledge it again
+
+
+@dataclass
+class Entry(Generic[Job]):
+    number: int
+    key: Hashable
+    request_id: str | None
+    job: Job
+    state: State = State.WAITING
+    child: int | None = None
+
+
+@dataclass
+class _Memory:
+    """The newest REMEMBERED of what was added."""
+
+    items: OrderedDict[Hashable, None] = field(default_factory=OrderedDict)
+
+    def add(self, item: Hashable) -> None:
+        self.items[item] = None
+        self.items.move_to_end(item)
+        if len(self.items) > REMEMBERED:
+            self.items.popitem(last=False)
+
+
+class Ledger(Generic[Job]):
+    """`Job` is whatever the owner keeps with a request; the ledger never looks into it."""
+
+    def __init__(self) -> None:
+        self._entries: dict[int, Entry[Job]] = {}
+        self._by_key: dict[Hashable, Entry[Job]] = {}
+        self._waiting: deque[Entry[Job]] = deque()
+        self._aboard: dict[int, set[int]] = {}
+        self._settled_keys, self._answered_ids = _Memory(), _Memory()
+        self._last_number = 0
+
+    def judge(self, key: Hashable, request_id: str | None) -> Admission:
+        if key in self._by_key:
+            return Admission.HELD
+        if key in self._settled_keys.items or (request_id is not None and request_id in self._answered_ids.items):
+            return Admission.SETTLED
+        return Admission.NEW
+
+    def admit(self, key: Hashable, request_id: str | None, job: Job) -> Entry[Job]:
+        """Enter a NEW one; it waits."""
+        self._last_number += 1
+        entry = Entry(self._last_number, key, request_id, job)
+        self._entries[entry.number] = self._by_key[key] = entry
+        self._waiting.append(entry)
+        return entry
+
+    def next_waiting(self) -> Entry[Job] | None:
+        return self._waiting[0] if self._waiting else None
+
+    def dispatch(self, entry: Entry[Job], child: int) -> None:
+        self._expect(entry, State.WAITING)
+        self._waiting.remove(entry)
+        entry.state, entry.child = State.DISPATCHED, child
+        self._aboard.setdefault(child, set()).add(entry.number)
+
+    def begin(self, number: int) -> None:
+        """Its first output is about to go out."""
+        entry = self._entries[number]
+        if entry.state in (State.DISPATCHED, State.DELIVERING):
+            entry.state = State.BEGUN
+
+    def computed(self, number: int) -> None:
+        """Only its delivery is still tried; it holds no slot any more."""
+        entry = self._entries[number]
+        if entry.state is State.DISPATCHED:
+            entry.state = State.DELIVERING
+
+    def wait_again(self, entry: Entry[Job]) -> None:
+        """Its child can do no more for it; it goes before the others, as it has waited already."""
+        self._leave_child(entry)
+        entry.state = State.WAITING
+        self._waiting.appendleft(entry)
+
+    def settle(self, entry: Entry[Job]) -> None:
+        """It has its end; what is left is between the node and the queue."""
+        if entry.state is State.WAITING:
+            self._waiting.remove(entry)
+        self._leave_child(entry)
+        entry.state = State.SETTLING
+
+    def forget(self, entry: Entry[Job], *, answered: bool) -> None:
+        """Acknowledged. `answered`: its requester has its final answer, so the same request is not computed again."""
+        self._expect(entry, State.SETTLING)
+        del self._entries[entry.number], self._by_key[entry.key]
+        self._settled_keys.add(entry.key)
+        if answered and entry.request_id is not None:
+            self._answered_ids.add(entry.request_id)
+
+    def get(self, number: int) -> Entry[Job] | None:
+        """The entry that a child speaks of, while it is still that child's business."""
+        entry = self._entries.get(number)
+        return entry if entry is not None and entry.child is not None else None
+
+    def aboard(self, child: int) -> list[Entry[Job]]:
+        """What a child has in its hands, in the order it came."""
+        return [self._entries[number] for number in sorted(self._aboard.get(child, ()))]
+
+    def load(self, child: int) -> int:
+        """Slots in use in a child."""
+        return sum(self._entries[n].state is not State.DELIVERING for n in self._aboard.get(child, ()))
+
+    def waiting(self) -> list[Entry[Job]]:
+        return list(self._waiting)
+
+    def in_hand(self) -> int:
+        """Requests that hold a slot or wait for one."""
+        held = sum(self.load(child) for child in self._aboard)
+        return len(self._waiting) + held
+
+    def running(self) -> int:
+        """Requests that are some child's business, with a slot or without."""
+        return sum(len(numbers) for numbers in self._aboard.values())
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def _leave_child(self, entry: Entry[Job]) -> None:
+        if entry.child is not None:
+            self._aboard[entry.child].discard(entry.number)
+            if not self._aboard[entry.child]:
+                del self._aboard[entry.child]
+            entry.child = None
+
+    @staticmethod
+    def _expect(entry: Entry[Job], state: State) -> None:
+        if entry.state is not state:
+            raise AssertionError(f"request {entry.request_id} is {entry.state.value}, not {state.value}")

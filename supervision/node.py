@@ -1,0 +1,295 @@
+"""The node's loop: wait, collect, bury and replace the dead, take from the queue, dispatch, adjust the limit."""
+
+from __future__ import annotations
+
+import os
+import random
+import selectors
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from loguru import logger
+
+import backends.child
+from errors import ExitCode
+from ipc.messages import Begun, Computed, FromChild, Outcome, Ready, Unusable
+from messaging.client import QueueTrouble
+from messaging.consumer import Consumer, Notice
+from messaging.publisher import Publish, Publisher
+from supervision.children import Child, Crew, Role
+from supervision.limit import LocalLimit
+from supervision.mailbox import Mailbox
+from supervision.requests import Pushback, Requests
+
+if TYPE_CHECKING:
+    from config import Settings
+
+TICK_S = 0.5
+THREADS_PER_CHILD = 64  # beyond, threads of one process starve each other of the interpreter's lock
+FIRST_THROTTLE_S = 1.0
+LONGEST_THROTTLE_S = 30.0
+QUOTA_RECHECK_S = 60.0
+ENDING_WITHIN_S = 1.5  # after the drain's deadline, for refusals and confirmations on their way
+CHILDREN_END_WITHIN_S = 5.0
+
+
+@dataclass(frozen=True)
+class Signal:
+    number: int
+
+
+@dataclass(frozen=True)
+class Confirmation:
+    """Pulsar confirmed a publish; `then` runs on the loop's thread."""
+
+    then: Callable[[], None]
+
+
+News = Signal | Confirmation | Notice
+
+
+class Node:
+    """Owns the Pulsar client, the ledger, the children and the exit code."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._mailbox: Mailbox[News] = Mailbox()
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(self._mailbox.fd, selectors.EVENT_READ)
+        dice = random.Random()
+        self._crew = Crew(roles(settings), self._selector, dice)
+        self._consumer = Consumer(settings, self._mailbox.put, self._mailbox.wake)
+        self._publisher = Publisher(self._consumer.client)
+        self._requests = Requests(settings, self._publish, self._consumer.acknowledge, dice)
+        self._limit = LocalLimit(settings)
+        self._paused_until_s = 0.0
+        self._throttles = 0
+        self._drain_until_s: float | None = None
+        self._cut_off = False
+        self._exit_code = ExitCode.OK
+
+    def run(self) -> int:
+        """Until told to stop, or until it can serve nobody; the exit code."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda n, _: self._mailbox.put(Signal(n)))
+        logger.info("{} node for model {}, at most {} requests at once", *_introduction(self._settings))
+        self._consumer.start()
+        try:
+            while not self._is_drained():
+                self._crew.start_missing()
+                self._wait()
+                self._read_mail()
+                self._collect()
+                self._bury()
+                self._receive()
+                self._limit.adjust(self._crew.backends(), self._requests.ledger.in_hand())
+                self._dispatch()
+                self._ask_for_more()
+            self._end()
+        except SecondSignal as second:
+            self._crew.kill_all()
+            return 128 + second.number
+        return self._exit_code
+
+    # the loop's steps
+
+    def _wait(self) -> None:
+        """Until something happens, a tick at most: pauses, leases and deadlines are looked at each turn."""
+        self._crew.watch_unsent()
+        timeout_s = TICK_S
+        if (next_start_s := self._crew.next_start_s()) is not None:
+            timeout_s = min(timeout_s, max(0.0, next_start_s - time.monotonic()))
+        self._selector.select(timeout_s)
+
+    def _read_mail(self) -> None:
+        for news in self._mailbox.take():
+            if isinstance(news, Confirmation):
+                news.then()
+            elif isinstance(news, Signal):
+                self._on_signal(news.number)
+            elif isinstance(news, QueueTrouble):
+                self._on_queue_trouble(news)
+            else:
+                logger.info("subscribed at {}", self._settings.pulsar_url)
+
+    def _collect(self) -> None:
+        for child, message in self._crew.collect():
+            self._hear(child, message)
+
+    def _bury(self) -> None:
+        for dead in self._crew.bury():
+            for message in dead.unread:
+                self._hear(dead.child, message)
+            expected = self._cut_off or dead.child.killed_because == "drained"
+            aboard = len(self._requests.ledger.aboard(dead.child.number))
+            logger.log("INFO" if expected else "WARNING", "{} ended: {}; {} requests were aboard", dead.child.role.name, dead.cause, aboard)
+            self._requests.child_died(dead.child.number, dead.cause, blame=not expected)
+
+    def _receive(self) -> None:
+        for received in self._consumer.take():
+            self._requests.arrive(received)
+        if self._is_draining():
+            given_back = self._requests.give_back_waiting()
+            if given_back:
+                logger.info("gave back {} requests that had not begun", given_back)
+
+    def _dispatch(self) -> None:
+        """To the child with the most room. A refusal goes even where a new request would not: it ends one."""
+        ledger = self._requests.ledger
+        while (entry := self._requests.next_for_child()) is not None:
+            ready = [child for child in self._crew.backends() if child.capacity]
+            child = max(ready, key=lambda c: c.capacity - ledger.load(c.number), default=None)
+            has_room = child is not None and ledger.load(child.number) < child.capacity
+            if child is None or not (has_room or entry.job.refusal):
+                return
+            self._crew.send(child, self._requests.board(entry, child.number))
+
+    def _ask_for_more(self) -> None:
+        self._consumer.allow(0 if self._is_draining() else self._room())
+
+    # what the steps decide by
+
+    def _room(self) -> int:
+        """How many more requests can be started now."""
+        if time.monotonic() < self._paused_until_s:
+            return 0
+        limit = min(self._settings.max_process_num, self._crew.capacity(), self._limit.value)
+        return max(0, limit - self._requests.ledger.in_hand())
+
+    def _is_draining(self) -> bool:
+        return self._drain_until_s is not None
+
+    def _is_drained(self) -> bool:
+        """Nothing in hand, or no time left. Past its deadline the drain ends the children of what still runs."""
+        if self._drain_until_s is None:
+            return False
+        now_s = time.monotonic()
+        if not len(self._requests.ledger) and self._consumer.has_stopped():
+            return True
+        if now_s > self._drain_until_s and not self._cut_off:
+            self._cut_off = True
+            self._cut_off_running()
+        return now_s > self._drain_until_s + ENDING_WITHIN_S
+
+    def _hear(self, child: Child, message: FromChild) -> None:
+        if isinstance(message, Outcome):
+            pushback = self._requests.ended(message)
+            if pushback is not None:
+                self._on_pushback(pushback)
+            elif message.end == "answered":
+                self._throttles = 0
+        elif isinstance(message, Begun):
+            self._requests.begun(message.number)
+        elif isinstance(message, Computed):
+            self._requests.computed(message.number)
+        elif isinstance(message, Ready):
+            room = f", {message.slots} slots" if message.slots else ""
+            logger.info("{} is ready after {:.1f} s{}", child.role.name, time.monotonic() - child.born_s, room)
+        elif isinstance(message, Unusable):
+            self._on_unusable(child, message)
+
+    def _on_unusable(self, child: Child, message: Unusable) -> None:
+        logger.error("{}: {}", child.role.name, message.message)
+        if message.permanent:
+            self._stop_for_good()
+
+    def _on_pushback(self, pushback: Pushback) -> None:
+        if pushback.reason in ("AuthenticationError", "ConfigurationError") and pushback.wait_s is None and self._holds():
+            logger.error("{}: {}", pushback.reason, pushback.message)
+            self._stop_for_good()
+        elif pushback.reason == "APIQuotaExceededError":
+            self._pause(pushback.wait_s or QUOTA_RECHECK_S, f"out of quota: {pushback.message}")
+        elif pushback.reason is None or self._holds():
+            self._throttles += 1
+            self._pause(pushback.wait_s or min(FIRST_THROTTLE_S * 2.0**self._throttles, LONGEST_THROTTLE_S), pushback.message)
+
+    def _holds(self) -> bool:
+        return self._settings.on_trouble == "hold"
+
+    def _pause(self, wait_s: float, why: str) -> None:
+        until_s = time.monotonic() + wait_s
+        if until_s > self._paused_until_s:
+            if time.monotonic() > self._paused_until_s:
+                logger.warning("receiving pauses for {:.1f} s: {}", wait_s, why)
+            self._paused_until_s = until_s
+
+    def _on_queue_trouble(self, trouble: QueueTrouble) -> None:
+        logger.error("{}", trouble.message)
+        if trouble.refused:
+            self._stop_for_good()
+
+    # the end
+
+    def _on_signal(self, number: int) -> None:
+        if self._is_draining():
+            raise SecondSignal(number)
+        logger.info("{}: receiving stops; what runs may take {:g} s", signal.Signals(number).name, self._settings.drain_timeout_s)
+        self._drain()
+
+    def _stop_for_good(self) -> None:
+        """Somebody has to change something first: another start would end the same."""
+        self._exit_code = ExitCode.CONFIGURATION
+        if not self._is_draining():
+            self._drain()
+
+    def _drain(self) -> None:
+        self._drain_until_s = time.monotonic() + self._settings.drain_timeout_s
+        self._consumer.stop_receiving()
+
+    def _cut_off_running(self) -> None:
+        """End the children of what still runs: theirs is given back once they are confirmed dead. One that is spawned
+        anew, or had nothing to do, ends the streams that had begun."""
+        ledger = self._requests.ledger
+        for child in self._crew.backends():
+            if ledger.aboard(child.number):
+                logger.warning("{} still works on {} requests and is ended", child.role.name, len(ledger.aboard(child.number)))
+                self._crew.kill(child, "drained")
+
+    def _end(self) -> None:
+        """Backends first, as nothing is left for them; the gateway after them, as their answers went through it; the
+        queue last, as closing it gives to others whatever is still unacknowledged."""
+        backends_ = self._crew.backends()
+        self._crew.stop(backends_, CHILDREN_END_WITHIN_S)
+        self._crew.stop([c for c in self._crew.children() if c not in backends_], CHILDREN_END_WITHIN_S)
+        self._publisher.close()
+        self._consumer.close()
+        if len(self._requests.ledger):
+            logger.warning("{} requests were not confirmed by the queue; it will give them to others", len(self._requests.ledger))
+
+    def _publish(self, publish: Publish, confirmed: Callable[[], None]) -> None:
+        self._publisher.publish(publish, lambda: self._mailbox.put(Confirmation(confirmed)))
+
+
+class SecondSignal(Exception):
+    """Somebody does not want to wait for the drain."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.number = number
+
+
+def roles(settings: Settings) -> list[Role]:
+    """The children that these settings ask for."""
+    count = child_count(settings)
+    threads = -(-settings.max_process_num // count)
+    found = [Role(f"backend {n}", backends.child.main, (settings, n, threads), threads) for n in range(count)]
+    if settings.port:
+        import gateway.child
+
+        found.append(Role("gateway", gateway.child.main, (settings,), 0))
+    return found
+
+
+def child_count(settings: Settings) -> int:
+    """Local: one for each model server. Otherwise one for each core and for each 64 requests, unless told."""
+    if settings.node_type == "local":
+        return settings.local_replicas
+    enough = max(os.cpu_count() or 1, -(-settings.max_process_num // THREADS_PER_CHILD))
+    return min(settings.backend_processes or enough, settings.max_process_num)
+
+
+def _introduction(settings: Settings) -> tuple[str, str, int]:
+    return settings.node_type, settings.model_name, settings.max_process_num

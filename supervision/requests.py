@@ -1,0 +1,275 @@
+"""The requests in the node's hands: what becomes of a message that arrives, of an outcome, of a dead child's requests.
+
+Every path ends in `_finish` (a usage record, the dead letter where one is due, the acknowledgement) or in `_put_back`
+(published again, then acknowledged): a message is never negatively acknowledged, as that would bring back its whole
+batch, and a steady trickle of such messages keeps all of them from coming back.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+from loguru import logger
+
+from errors import error_object
+from ipc.messages import Outcome, Refuse, Task
+from messaging import redelivery
+from messaging.consumer import Received
+from messaging.envelope import Request, UnreadableRequest, decode
+from messaging.publisher import Publish
+from messaging.redelivery import History
+from messaging.topics import dead_letter_topic, request_topic
+from reporting.usage import Ended, node_id, record
+from supervision.ledger import Admission, Entry, Ledger, State
+
+if TYPE_CHECKING:
+    from config import Settings
+
+DEAD_LETTER_SUBSCRIPTION = "workernode"
+MAX_DEAD_LETTER_BYTES = 4 << 20  # below Pulsar's limit of 5 MiB for a message with its properties
+
+
+@dataclass
+class Job:
+    """What the node knows of one request. `refusal`: the final error that is on its way instead of a result."""
+
+    received: Received
+    request: Request
+    history: History
+    received_at_s: float
+    received_ms: float
+    dispatched_ms: float | None = None
+    refusal: dict[str, Any] | None = None
+    dead_letter: bool = False
+
+
+@dataclass(frozen=True)
+class Pushback:
+    """An outcome that concerns the whole node: the upstream wants less (`wait_s`), or it serves nobody (`reason`)."""
+
+    message: str
+    wait_s: float | None
+    reason: str | None
+
+
+class Requests:
+    """`publish(publish, confirmed)` confirms on the loop's thread; `acknowledge` is fire and forget."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        publish: Callable[[Publish, Callable[[], None]], None],
+        acknowledge: Callable[[Received], None],
+        dice: random.Random,
+    ) -> None:
+        self._settings, self._publish, self._acknowledge, self._dice = settings, publish, acknowledge, dice
+        self._node = node_id()
+        self.ledger: Ledger[Job] = Ledger()
+
+    # arriving
+
+    def arrive(self, received: Received) -> None:
+        history = redelivery.read_history(received.properties, received.published_ms)
+        try:
+            request, unreadable = decode(received.payload), None
+        except UnreadableRequest as error:
+            request, unreadable = _what_could_be_read(error), error
+        admission = self.ledger.judge(received.key, request.request_id or None)
+        if admission is Admission.SETTLED:
+            self._acknowledge(received)
+        if admission is not Admission.NEW:
+            return
+        job = Job(received, request, history, time.monotonic(), _now_ms())
+        entry = self.ledger.admit(received.key, request.request_id or None, job)
+        if unreadable is not None:
+            self._refuse_unreadable(entry, unreadable)
+        elif redelivery.expired(history, job.received_ms, self._settings.request_ttl_s):
+            self._give_up(entry, _expired_error(self._settings.request_ttl_s, history.last_error))
+
+    def _refuse_unreadable(self, entry: Entry[Job], unreadable: UnreadableRequest) -> None:
+        logger.error("a message is no request and becomes a dead letter ({}): {}", unreadable.request_id or "no request_id", unreadable)
+        error = error_object(f"The message is no valid request: {unreadable}", "invalid_request_error", "invalid_message")
+        entry.job.dead_letter = True
+        entry.job.history = replace(entry.job.history, last_error=str(unreadable))
+        if unreadable.request_id and unreadable.endpoint:
+            entry.job.refusal = error
+        else:
+            self._finish(entry, Outcome(entry.number, "undeliverable", error))
+
+    # leaving for a child
+
+    def next_for_child(self) -> Entry[Job] | None:
+        return self.ledger.next_waiting()
+
+    def board(self, entry: Entry[Job], child: int) -> Task | Refuse:
+        """Note that it is the child's now; the message to send."""
+        self.ledger.dispatch(entry, child)
+        job = entry.job
+        job.dispatched_ms = _now_ms()
+        ttl_left_s = self._settings.request_ttl_s - (job.received_ms - job.history.published_ms) / 1000
+        deadline_at_s = job.received_at_s + max(0.0, ttl_left_s)
+        first = job.history.attempt == 1
+        request = job.request
+        common = (entry.number, request.request_id, request.stream, request.endpoint)
+        if job.refusal is not None:
+            return Refuse(*common, job.refusal, job.received_at_s, deadline_at_s, first)
+        return Task(*common, bytes(request.data), job.received_at_s, deadline_at_s, first)
+
+    # coming back
+
+    def begun(self, number: int) -> None:
+        if self.ledger.get(number) is not None:
+            self.ledger.begin(number)
+
+    def computed(self, number: int) -> None:
+        if self.ledger.get(number) is not None:
+            self.ledger.computed(number)
+
+    def ended(self, outcome: Outcome) -> Pushback | None:
+        """What the outcome means for the request; returned: what it means for the node."""
+        entry = self.ledger.get(outcome.number)
+        if entry is None:
+            return None  # of a request that was taken from its child meanwhile
+        error = outcome.error or {}
+        if outcome.end == "retry":
+            self._try_again(entry, error)
+            return None
+        if outcome.end == "throttle":
+            self._put_back(entry, entry.job.history, outcome.wait_s or redelivery.FIRST_DELAY_S)
+            return Pushback(str(error.get("message")), outcome.wait_s, outcome.reason)
+        if outcome.end == "trouble":
+            self._in_trouble(entry, error)
+            return Pushback(str(error.get("message")), outcome.wait_s, outcome.reason)
+        if outcome.end == "undeliverable":
+            entry.job.dead_letter = True
+        self._finish(entry, outcome)
+        return None
+
+    def child_died(self, child: int, cause: str, *, blame: bool) -> None:
+        """Its requests: what had begun to stream is ended with an error, all else is tried again.
+
+        blame: an attempt is counted, as the request may be what killed it."""
+        for entry in self.ledger.aboard(child):
+            error = error_object("The process that worked on this request died; it was not finished.", "server_error", "node_child_died")
+            job = entry.job
+            if job.refusal is not None or entry.state is State.BEGUN:
+                job.refusal = job.refusal or error
+                self.ledger.wait_again(entry)
+            elif blame:
+                self._try_again(entry, {**error, "message": f"{error['message']} ({cause})"})
+            else:
+                self._put_back(entry, job.history, 0.0)
+
+    def give_back_waiting(self) -> int:
+        """Hand what no child has to other nodes, uncounted. Refusals stay: any child of ours can deliver them."""
+        waiting = [entry for entry in self.ledger.waiting() if entry.job.refusal is None]
+        for entry in waiting:
+            self._put_back(entry, entry.job.history, 0.0)
+        return len(waiting)
+
+    # decisions
+
+    def _try_again(self, entry: Entry[Job], error: dict[str, Any]) -> None:
+        job = entry.job
+        history = redelivery.next_attempt(job.history, str(error.get("message")), self._settings.max_attempts)
+        if history is None:
+            self._give_up(entry, error)
+            return
+        delay_s = redelivery.delay_s(history, self._dice)
+        if redelivery.expired(history, _now_ms() + delay_s * 1000, self._settings.request_ttl_s):
+            self._give_up(entry, error)
+            return
+        logger.info("request {} goes back for attempt {} in {:.1f} s: {}", job.request.request_id, history.attempt, delay_s, history.last_error)
+        self._put_back(entry, history, delay_s)
+
+    def _in_trouble(self, entry: Entry[Job], error: dict[str, Any]) -> None:
+        if self._settings.on_trouble == "answer":
+            self._refuse(entry, error)
+        else:
+            self._put_back(entry, entry.job.history, redelivery.FIRST_DELAY_S)
+
+    def _give_up(self, entry: Entry[Job], error: dict[str, Any]) -> None:
+        """The requester gets the error, the queue a dead letter."""
+        entry.job.dead_letter = True
+        entry.job.history = replace(entry.job.history, last_error=str(error.get("message")))
+        self._refuse(entry, error)
+
+    def _refuse(self, entry: Entry[Job], error: dict[str, Any]) -> None:
+        entry.job.refusal = error
+        if entry.state is not State.WAITING:
+            self.ledger.wait_again(entry)
+
+    # the two ends
+
+    def _put_back(self, entry: Entry[Job], history: History, delay_s: float) -> None:
+        job = entry.job
+        properties = {**job.received.properties, **redelivery.write_history(history)}
+        topic = request_topic(self._settings.model_name)
+        self._settle(entry, [Publish(topic, job.received.payload, properties, delay_s)], answered=False)
+
+    def _finish(self, entry: Entry[Job], outcome: Outcome) -> None:
+        job = entry.job
+        publishes = []
+        if job.dead_letter:
+            publishes.append(self._dead_letter(job, outcome))
+        if job.request.request_id:
+            ended = Ended(
+                job.request.request_id, job.request.stream, job.request.metadata, job.history.attempt,
+                job.history.published_ms, job.received_ms, job.dispatched_ms, outcome,
+            )
+            publishes.append(Publish(self._settings.res_topic_name, record(ended, self._settings, self._node), batched=True))
+            _log_end(ended)
+        self._settle(entry, publishes, answered=True)
+
+    def _dead_letter(self, job: Job, outcome: Outcome) -> Publish:
+        properties = {**job.received.properties, **redelivery.write_history(job.history)}
+        fits = len(job.received.payload) + len(outcome.answer or b"") < MAX_DEAD_LETTER_BYTES
+        if outcome.answer is not None and fits:  # computed and paid for, only not deliverable: kept beside the request
+            properties["workernode-answer"] = outcome.answer.decode("utf-8", "replace")
+        topic = dead_letter_topic(self._settings.model_name)
+        return Publish(topic, job.received.payload, properties, subscription=DEAD_LETTER_SUBSCRIPTION)
+
+    def _settle(self, entry: Entry[Job], publishes: list[Publish], *, answered: bool) -> None:
+        """Acknowledge once all is confirmed; never before, or a crash in between would lose the request."""
+        self.ledger.settle(entry)
+        left = len(publishes)
+
+        def confirmed() -> None:
+            nonlocal left
+            left -= 1
+            if left <= 0:
+                self._acknowledge(entry.job.received)
+                self.ledger.forget(entry, answered=answered)
+
+        for publish in publishes:
+            self._publish(publish, confirmed)
+        if not publishes:
+            confirmed()
+
+
+def _log_end(ended: Ended) -> None:
+    outcome = ended.outcome
+    took_ms = (outcome.answered_ms or _now_ms()) - ended.received_ms
+    logger.info(
+        "request {} {} in {:.0f} ms, attempt {}, {} + {} tokens{}", ended.request_id, outcome.end, took_ms, ended.attempt,
+        outcome.prompt_tokens, outcome.completion_tokens, f": {outcome.error.get('message')}" if outcome.error else "",
+    )
+
+
+def _expired_error(ttl_s: float, last_error: str) -> dict[str, Any]:
+    tried = f" Its last attempt ended with: {last_error}" if last_error else ""
+    return error_object(f"The request waited longer than {ttl_s:g} s and was not computed.{tried}", "timeout", "request_expired")
+
+
+def _what_could_be_read(unreadable: UnreadableRequest) -> Request:
+    data = msgspec.Raw(b"{}")
+    return Request(request_id=unreadable.request_id or "", stream=unreadable.stream, endpoint=unreadable.endpoint or "", data=data)
+
+
+def _now_ms() -> float:
+    return round(time.time() * 1000, 3)
