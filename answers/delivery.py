@@ -125,7 +125,7 @@ class StreamDelivery:
     def abandon(self) -> None:
         """After any failure: a socket in the middle of a stream is of no use to another."""
         if self._socket is not None:
-            self._socket.abandon()
+            self._couriers.sockets.abandon(self._socket)
             self._socket = None
 
     def _send(self, frame: bytes) -> None:
@@ -141,14 +141,13 @@ class StreamDelivery:
 
     def _open(self) -> None:
         """Raises NotDelivered. From here on the requester may have seen something."""
-        socket = self._couriers.sockets.borrow(self._address.endpoint)
-        if not self.begun:
-            self._about_to_begin()
-            self.begun = True
+        self._socket = self._couriers.sockets.borrow(self._address.endpoint)
         wait_s = self._address.received_at_s + FIRST_FRAME_AFTER_S - time.monotonic()
         if wait_s > 0:
             time.sleep(wait_s)
-        self._socket = socket
+        if not self.begun:
+            self._about_to_begin()
+            self.begun = True
 
     def _write(self, frame: bytes) -> None:
         assert self._socket is not None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit, urlunsplit
 
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from config import Settings
 
 MAX_WHOLE_BYTES = 64 << 20
+DONE_WITHIN_S = 5.0  # after the last finish_reason; the usage comes in between
+END_WITHIN_S = 0.3  # after [DONE]; a connection that did not end by then is not used again
 
 
 def completions_url(api_url: str) -> str:
@@ -61,23 +64,25 @@ class ApiBackend:
             raise UpstreamFailed(Failure("garbled", str(garbled))) from None
 
     def _ask(self, call: Call, body: Body, sink: Sink, account: Account) -> None:
-        """Ask as the upstream is known to want it; where it refuses the form alone, learn and ask once more."""
+        """Ask as the upstream is known to want it; where it refuses the form alone, try another, and keep to what worked."""
+        habits = self._habits
         while True:
-            habits = self._habits
             stream = call.stream if habits.stream is None else habits.stream
-            patience_s = self._settings.first_token_timeout_s if stream else max(self._settings.first_token_timeout_s, self._settings.request_ttl_s)
             account.sent(body.prompt_characters())
-            answer_by_s = time.monotonic() + patience_s
+            answer_by_s = min(time.monotonic() + self._patience_s(stream), call.deadline_at_s)
             data = body.for_upstream(model=self._settings.upstream_model, stream=stream, habits=habits)
-            with self._transport.post(data, answer_within_s=patience_s) as response:
+            with self._transport.post(data, answer_by_s=answer_by_s) as response:
                 if response.status == 200:
-                    return self._relay(call, body, response, sink, account, answer_by_s)
+                    self._relay(call, body, response, sink, account, answer_by_s)
+                    self._habits = replace(habits, stream=True) if response.is_event_stream and not stream else habits
+                    return
                 failure = self._read_failure(response)
-            error = verdict(failure)
-            learned = habits.after_refusal(str(error.error["message"]), error.error["param"], stream) if error.scope is Scope.REQUEST else None
-            if learned is None:
-                raise UpstreamFailed(failure)
-            self._habits = learned
+            habits = _other_habits(habits, failure, stream)
+
+    def _patience_s(self, stream: bool) -> float:
+        """Until the first output. A whole answer comes only when its last token is done."""
+        first_s = self._settings.first_token_timeout_s
+        return first_s if stream else max(first_s, self._settings.request_ttl_s)
 
     def _read_failure(self, response: Response) -> Failure:
         body = response.read_all(time.monotonic() + self._settings.read_timeout_s, MAX_ERROR_BODY_BYTES)
@@ -94,10 +99,21 @@ class ApiBackend:
         account.close()
 
 
+def _other_habits(habits: Habits, failure: Failure, streamed: bool) -> Habits:
+    """Raises UpstreamFailed where the form of the request is not what was refused, or no other form is left."""
+    judged = verdict(failure)
+    if judged.scope is Scope.REQUEST:
+        other = habits.after_refusal(str(judged.error["message"]), judged.error["param"], streamed)
+        if other is not None:
+            return other
+    raise UpstreamFailed(failure)
+
+
 def relay_whole(whole: bytes, call: Call, body: Body, sink: Sink, account: Account) -> None:
     """A whole completion to a requester of either kind. Raises Garbled, UpstreamFailed."""
+    whole = chunks.compact(whole)
     peek = chunks.look(whole)
-    if peek.error is not None and bytes(peek.error) != b"null":
+    if peek.error:
         raise UpstreamFailed(Failure("stream_error", "an error object with status 200", None, whole))
     if not peek.choices:
         raise chunks.Garbled(f"a completion without choices: {whole[:200]!r}")
@@ -109,7 +125,7 @@ def relay_whole(whole: bytes, call: Call, body: Body, sink: Sink, account: Accou
         for chunk in chunks.to_chunks(whole, include_usage=body.wants_usage):
             sink.chunk(chunk)
     else:
-        sink.whole(chunks.compact(whole))
+        sink.whole(whole)
 
 
 class _StreamRelay:
@@ -119,26 +135,30 @@ class _StreamRelay:
         self._sink, self._account = sink, account
         self._wants_usage = body.wants_usage
         self._assembler = None if call.stream else chunks.Assembler()
-        self._finished = False
+        self._seen: set[int | None] = set()  # choices by their index
+        self._finished: set[int | None] = set()
+        self._done = False  # [DONE] came
 
     def run(self, response: Response, first_by_s: float, read_timeout_s: float) -> None:
         """Raises UpstreamFailed, Garbled and what the sink raises. A comment is no progress: some send them for minutes."""
         reader, deadline_s = EventReader(), first_by_s
-        while True:
-            piece = response.read_some(deadline_s)
+        while not self._done:
+            piece = self._next_piece(response, deadline_s)
             events = self._events(reader, piece)
-            if b"[DONE]" in events:
-                self._pass_on(events[: events.index(b"[DONE]")])
-                response.read_to_end(time.monotonic() + 1)
-                break
             self._pass_on(events)
             if not piece:
-                self._end_of_input()
                 break
             if events:
-                deadline_s = time.monotonic() + read_timeout_s
-        if self._assembler is not None:
-            self._sink.whole(self._assembler.completion())
+                deadline_s = time.monotonic() + (DONE_WITHIN_S if self._is_complete() else read_timeout_s)
+        self._end(response)
+
+    def _next_piece(self, response: Response, deadline_s: float) -> bytes:
+        try:
+            return response.read_some(deadline_s)
+        except UpstreamFailed:
+            if self._is_complete():
+                return b""  # only [DONE] was missing, and some never send it
+            raise
 
     @staticmethod
     def _events(reader: EventReader, piece: bytes) -> list[bytes]:
@@ -147,33 +167,48 @@ class _StreamRelay:
         except EventTooLong as error:
             raise UpstreamFailed(Failure("garbled", str(error))) from None
 
+    def _is_complete(self) -> bool:
+        """Every choice that began has its finish_reason."""
+        return bool(self._seen) and len(self._finished) == len(self._seen)
+
     def _pass_on(self, events: list[bytes]) -> None:
         for event in events:
-            if event.strip():
-                self._chunk(chunks.compact(event))
+            data = chunks.compact(event)
+            if data == b"[DONE]":
+                self._done = True
+                return
+            if data:
+                self._chunk(data)
 
-    def _end_of_input(self) -> None:
-        if not self._finished:
+    def _end(self, response: Response) -> None:
+        if not self._seen or not (self._done or self._is_complete()):
             raise UpstreamFailed(Failure("cut", "the stream ended with neither finish_reason nor [DONE]"))
+        if self._assembler is not None:
+            self._sink.whole(self._assembler.completion())
+        if self._done:
+            response.read_to_end(time.monotonic() + END_WITHIN_S)
 
     def _chunk(self, data: bytes) -> None:
         peek = chunks.look(data)
-        if peek.error is not None and bytes(peek.error) != b"null":
+        if peek.error:
             raise UpstreamFailed(Failure("stream_error", "an error inside the stream", None, data))
         self._take_account(peek)
         if self._assembler is not None:
             self._assembler.add(data)
         elif self._wants_usage or peek.usage is msgspec.UNSET:
             self._sink.chunk(data)
-        elif peek.choices:
+        elif peek.choices or not peek.usage:
             self._sink.chunk(chunks.without_usage(data))
         # else: the chunk that only brings the usage, which the node asked for and the requester did not
 
     def _take_account(self, peek: chunks.Peek) -> None:
-        if isinstance(peek.model, str) and peek.model:
+        if peek.model and isinstance(peek.model, str):
             self._account.upstream_model = peek.model
         if peek.choices:
             self._account.output(chunks.text_of(peek))
-            self._finished = self._finished or any(choice.finish_reason for choice in peek.choices)
-        if peek.reported:
-            self._account.reported(peek.reported)
+            for choice in peek.choices:
+                self._seen.add(choice.index)
+                if choice.finish_reason:
+                    self._finished.add(choice.index)
+        if reported := peek.reported:
+            self._account.reported(reported)

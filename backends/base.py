@@ -43,9 +43,11 @@ class Account:
         self._prompt_characters = prompt_characters
 
     def output(self, characters: int) -> None:
-        self.last_token_ms = now_ms()
-        self.first_token_ms = self.first_token_ms or self.last_token_ms
-        self._output_characters += characters
+        """0 for a chunk that says nothing, as the first, which only names the role."""
+        if characters:
+            self.last_token_ms = now_ms()
+            self.first_token_ms = self.first_token_ms or self.last_token_ms
+            self._output_characters += characters
 
     def reported(self, usage: tuple[int, int]) -> None:
         self.prompt_tokens, self.completion_tokens = usage

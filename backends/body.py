@@ -11,8 +11,6 @@ from errors import Failure
 
 _NO_OBJECT = b'{"error": {"message": "The body of the request is no JSON object.", "type": "invalid_request_error"}}'
 _fields = msgspec.json.Decoder(dict[str, msgspec.Raw])
-_options = msgspec.json.Decoder(dict[str, msgspec.Raw])
-
 
 
 @dataclass(frozen=True)
@@ -42,7 +40,7 @@ class Body:
     def __init__(self, data: bytes) -> None:
         try:
             self._fields = _fields.decode(data)
-            options = _options.decode(self._fields["stream_options"]) if self._has_options() else {}
+            options = _fields.decode(self._fields["stream_options"]) if self._has_options() else {}
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise UpstreamFailed(Failure("http", str(error), 400, _NO_OBJECT)) from None
         self._options = options

@@ -10,7 +10,9 @@ import os
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
+
+from loguru import logger
 
 from answers.delivery import Couriers
 from backends.base import Backend, BackendUnusable
@@ -18,7 +20,7 @@ from backends.late import LateDeliveries
 from backends.work import Worker
 from errors import ExitCode
 from ipc.channel import ChannelBroken, ChildEnd, PipeEnd
-from ipc.messages import Ready, Refuse, Stop, Task, Unusable
+from ipc.messages import Ready, Refuse, Stop, Task, ToChild, Unusable
 from ipc.spawned import leave_ending_to_supervisor
 from reporting.log import set_up_log
 
@@ -27,28 +29,33 @@ if TYPE_CHECKING:
 
 LEASE_S = 10.0
 CHECK_EACH_S = 0.5
+REFUSALS_AT_ONCE = 4
 
 
-def main(settings: Settings, number: int, threads: int, reading: PipeEnd, writing: PipeEnd) -> None:
+def main(settings: Settings, number: int, threads: int, reading: PipeEnd, writing: PipeEnd, lease_s: float = LEASE_S) -> None:
     """The spawned process's main. `number`: this child's place, from 0; `threads`: requests it may be given at once."""
     leave_ending_to_supervisor()
     set_up_log(settings, f"backend {number}")
-    child = Child(settings, number, threads, ChildEnd(reading, writing))
-    sys.exit(child.run())
+    channel = ChildEnd(reading, writing)
+    try:
+        child = Child(settings, build(settings, number, threads), threads, channel, lease_s)
+    except BackendUnusable as unusable:
+        channel.send(Unusable(unusable.message, unusable.permanent))
+        sys.exit(ExitCode.BACKEND_UNUSABLE)
+    child.run()
 
 
 class Child:
-    def __init__(self, settings: Settings, number: int, threads: int, channel: ChildEnd) -> None:
-        self._settings, self._channel = settings, channel
-        self._backend = build(settings, number, threads)
+    def __init__(self, settings: Settings, backend: Backend, threads: int, channel: ChildEnd, lease_s: float) -> None:
+        self._backend, self._channel, self._lease_s = backend, channel, lease_s
         couriers = Couriers(threads, settings.ca_bundle or None)
-        late = LateDeliveries()
-        self._worker = Worker(settings, self._backend, couriers, channel.send, late)
+        self._worker = Worker(settings, backend, couriers, channel.send, LateDeliveries())
         self._tasks = ThreadPoolExecutor(threads, thread_name_prefix="task")
-        self._refusals = ThreadPoolExecutor(4, thread_name_prefix="refusal")  # never behind the tasks
+        self._refusals = ThreadPoolExecutor(REFUSALS_AT_ONCE, thread_name_prefix="refusal")  # never behind the tasks
         self._stopped = threading.Event()
+        self._giving_up = False
 
-    def run(self) -> ExitCode:
+    def run(self) -> NoReturn:
         threading.Thread(target=self._listen, name="listener", daemon=True).start()
         try:
             slots = self._backend.start()
@@ -56,39 +63,53 @@ class Child:
             while not self._stopped.wait(CHECK_EACH_S):
                 self._backend.check()
         except BackendUnusable as unusable:
-            return self._give_up(unusable)
+            self._give_up(unusable)
         except ChannelBroken:
-            return self._end(ExitCode.SUPERVISOR_GONE)
-        return self._end(ExitCode.OK)
+            self._end(ExitCode.SUPERVISOR_GONE)
+        except Exception:
+            logger.exception("the child hit a bug of the node")
+            self._end(ExitCode.CRASHED)
+        self._end(ExitCode.OK)
 
-    def _give_up(self, unusable: BackendUnusable) -> ExitCode:
+    def _give_up(self, unusable: BackendUnusable) -> NoReturn:
         """What runs is about to fail by itself; its outcomes go out first, as only they know how far each came."""
+        self._giving_up = True
         self._tasks.shutdown(wait=True, cancel_futures=False)
-        self._channel.send(Unusable(unusable.message, unusable.permanent))
-        return self._end(ExitCode.BACKEND_UNUSABLE)
+        try:
+            self._channel.send(Unusable(unusable.message, unusable.permanent))
+        except ChannelBroken:
+            self._end(ExitCode.SUPERVISOR_GONE)
+        self._end(ExitCode.BACKEND_UNUSABLE)
 
-    def _end(self, code: ExitCode) -> ExitCode:
-        self._backend.stop()
-        sys.stderr.flush()
-        os._exit(code)  # threads in the middle of a request would keep the interpreter from ending
+    def _end(self, code: ExitCode) -> NoReturn:
+        try:
+            self._backend.stop()
+            sys.stderr.flush()
+        finally:
+            os._exit(code)  # threads in the middle of a request would keep the interpreter from ending
 
     def _listen(self) -> None:
         """The only reader of the channel. Leaving it means that nobody is left to work for."""
         try:
-            while messages := self._channel.receive(LEASE_S):
+            while messages := self._channel.receive(self._lease_s):
                 for message in messages:
-                    if isinstance(message, Task):
-                        self._tasks.submit(self._worker.compute, message)
-                    elif isinstance(message, Refuse):
-                        self._refusals.submit(self._worker.refuse, message)
-                    elif isinstance(message, Stop):
+                    if isinstance(message, Stop):
                         self._stopped.set()
                         return
-        except RuntimeError:
-            return  # the pool is closed as the backend died; the supervisor counts what was still aboard
+                    self._take(message)
         except ChannelBroken:
             pass  # the supervisor is gone: the same as a lease that ran out
+        except Exception:  # no more threads or memory to be had: a child that hears nothing would hold its requests for ever
+            logger.exception("the child cannot listen to its supervisor any more")
+            self._end(ExitCode.CRASHED)
         self._end(ExitCode.SUPERVISOR_GONE)
+
+    def _take(self, message: ToChild) -> None:
+        if isinstance(message, Task):
+            if not self._giving_up:  # else the supervisor counts it among what was aboard when this child ended
+                self._tasks.submit(self._worker.compute, message)
+        elif isinstance(message, Refuse):
+            self._refusals.submit(self._worker.refuse, message)
 
 
 def build(settings: Settings, number: int, threads: int) -> Backend:
@@ -107,6 +128,4 @@ def build(settings: Settings, number: int, threads: int) -> Backend:
 
 
 def _say(words: str) -> None:
-    from loguru import logger
-
     logger.info("{}", words)

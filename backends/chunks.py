@@ -11,16 +11,7 @@ from typing import Any
 import msgspec
 
 Usage = tuple[int, int]  # prompt tokens, completion tokens
-
-
-class _Usage(msgspec.Struct, frozen=True):
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-
-
-class _Timings(msgspec.Struct, frozen=True):
-    prompt_n: int = 0
-    predicted_n: int = 0
+_Fields = dict[str, Any]  # values: msgspec.Raw where they stay as they came
 
 
 class _Delta(msgspec.Struct, frozen=True):
@@ -30,41 +21,55 @@ class _Delta(msgspec.Struct, frozen=True):
 
 
 class _Choice(msgspec.Struct, frozen=True):
-    index: int = 0
+    index: int | None = 0
     delta: _Delta | None = None
     message: _Delta | None = None
     finish_reason: Any = None
 
 
 class Peek(msgspec.Struct, frozen=True):
-    """The few fields of a chunk or completion that the node looks at."""
+    """The few fields of a chunk or completion that the node looks at. `Any` where an odd value should harm nobody."""
 
     choices: list[_Choice] | None = None
-    usage: _Usage | msgspec.UnsetType | None = msgspec.UNSET
-    timings: _Timings | None = None
-    error: msgspec.Raw | None = None
+    usage: Any = msgspec.UNSET
+    timings: Any = None
+    error: Any = None
     model: Any = None
 
     @property
     def reported(self) -> Usage | None:
-        if isinstance(self.usage, _Usage) and (self.usage.prompt_tokens or self.usage.completion_tokens):
-            return self.usage.prompt_tokens, self.usage.completion_tokens
-        if self.timings is not None and self.timings.predicted_n:  # llama.cpp and llamafile without usage
-            return self.timings.prompt_n, self.timings.predicted_n
+        if not self.usage and not self.timings:  # most chunks
+            return None
+        timed = _counts(self.timings, "prompt_n", "predicted_n")  # llama.cpp and llamafile without usage
+        return _counts(self.usage, "prompt_tokens", "completion_tokens") or timed
+
+
+def _counts(found: Any, prompt: str, completion: str) -> Usage | None:
+    if not isinstance(found, dict):
         return None
+    usage = _count(found.get(prompt)), _count(found.get(completion))
+    return usage if any(usage) else None
+
+
+def _count(value: Any) -> int:
+    return int(value) if isinstance(value, int | float) and 0 <= value < 1 << 40 else 0
 
 
 class Garbled(Exception):
     """What came is not OpenAI's JSON."""
 
 
+_UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError, AttributeError, KeyError, TypeError, ValueError)
 _peek = msgspec.json.Decoder(Peek)
 _fields = msgspec.json.Decoder(dict[str, msgspec.Raw])
+_list_of_fields = msgspec.json.Decoder(list[dict[str, msgspec.Raw]])
 
 
 def look(data: bytes) -> Peek:
-    """Raises Garbled."""
+    """Raises Garbled, also where `data` is not UTF-8: a WebSocket would be closed for such a frame."""
     try:
+        if not data.isascii():
+            data.decode()
         return _peek.decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise Garbled(f"{error}: {data[:200]!r}") from None
@@ -72,8 +77,12 @@ def look(data: bytes) -> Peek:
 
 def text_of(peek: Peek) -> int:
     """Characters of output in a chunk or completion, for an estimate of its tokens."""
-    parts = [choice.delta or choice.message for choice in peek.choices or []]
-    return sum(_length(p.content) + _length(p.reasoning_content) + _length(p.tool_calls) for p in parts if p)
+    size = 0
+    for choice in peek.choices or ():
+        said = choice.delta or choice.message
+        if said is not None:
+            size += _length(said.content) + _length(said.reasoning_content) + _length(said.tool_calls)
+    return size
 
 
 def _length(value: Any) -> int:
@@ -83,10 +92,14 @@ def _length(value: Any) -> int:
 
 
 def compact(data: bytes) -> bytes:
-    """JSON on one line: a frame's `data` goes into an SSE line as it is."""
-    if b"\n" in data or b"\r" in data:
+    """JSON on one line: a frame's `data` goes into an SSE line as it is. Raises Garbled."""
+    data = data.strip()
+    if b"\n" not in data and b"\r" not in data:
+        return data
+    try:
         return bytes(msgspec.json.format(data, indent=-1))
-    return data
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise Garbled(f"{error}: {data[:200]!r}") from None
 
 
 def without_usage(data: bytes) -> bytes:
@@ -99,27 +112,32 @@ def without_usage(data: bytes) -> bytes:
 def to_chunks(completion: bytes, *, include_usage: bool) -> list[bytes]:
     """A whole completion as the chunks a stream would have brought. Raises Garbled."""
     try:
-        whole = msgspec.json.decode(completion)
-        choices = whole.pop("choices")
-        usage = whole.pop("usage", None)
-        base = {**whole, "object": "chat.completion.chunk"}
-        chunks = [{**base, "choices": [part]} for choice in choices for part in _parts(choice)]
-    except (msgspec.DecodeError, UnicodeDecodeError, AttributeError, KeyError, TypeError) as error:
+        whole: _Fields = _fields.decode(completion)
+        parts = [part for choice in _list_of_fields.decode(whole.pop("choices")) for part in _parts(choice)]
+    except _UNREADABLE as error:
         raise Garbled(f"a completion without usable choices: {error!r}") from None
-    if include_usage and usage is not None:
+    usage = whole.pop("usage", None)
+    base = {**whole, "object": "chat.completion.chunk"}
+    chunks: list[_Fields] = [{**base, "choices": [part]} for part in parts]
+    if include_usage and _is_set(usage):
         chunks.append({**base, "choices": [], "usage": usage})
     return [msgspec.json.encode(chunk) for chunk in chunks]
 
 
-def _parts(choice: dict[str, Any]) -> list[dict[str, Any]]:
+def _parts(choice: _Fields) -> list[_Fields]:
     """One choice as two chunks: its output, then its end, as clients expect them apart."""
-    delta = dict(choice.get("message") or {})
-    if delta.get("tool_calls"):
-        delta["tool_calls"] = [{"index": i, **call} for i, call in enumerate(delta["tool_calls"])]
+    delta: _Fields = _fields.decode(choice["message"]) if _is_set(choice.get("message")) else {}
+    if _is_set(delta.get("tool_calls")):
+        delta["tool_calls"] = [{"index": i, **call} for i, call in enumerate(_list_of_fields.decode(delta["tool_calls"]))]
     kept = {k: v for k, v in choice.items() if k not in ("message", "finish_reason")}
+    reason = choice.get("finish_reason")
     first = {**kept, "delta": delta, "finish_reason": None}
-    last = {"index": choice.get("index", 0), "delta": {}, "finish_reason": choice.get("finish_reason") or "stop"}
+    last = {"index": choice.get("index", 0), "delta": {}, "finish_reason": reason if _is_set(reason) else "stop"}
     return [first, last]
+
+
+def _is_set(value: msgspec.Raw | None) -> bool:
+    return value is not None and bytes(value) != b"null"
 
 
 class Assembler:
@@ -138,24 +156,26 @@ class Assembler:
             for choice in chunk.pop("choices", None) or []:
                 self._merge_choice(choice)
             self._base = {**chunk, **{k: v for k, v in self._base.items() if v not in (None, "")}}
-        except (msgspec.DecodeError, UnicodeDecodeError, AttributeError, KeyError, TypeError) as error:
+        except _UNREADABLE as error:
             raise Garbled(f"{error!r}: {data[:200]!r}") from None
 
     def completion(self) -> bytes:
-        choices = [self._finished(self._choices[i]) for i in sorted(self._choices)]
-        whole = {**self._base, "object": "chat.completion", "choices": choices}
-        if self._usage is not None:
-            whole["usage"] = self._usage
-        return msgspec.json.encode(whole)
+        """Raises Garbled."""
+        try:
+            choices = [self._finished(self._choices[i]) for i in sorted(self._choices)]
+            whole = {**self._base, "object": "chat.completion", "choices": choices}
+            return msgspec.json.encode(whole if self._usage is None else {**whole, "usage": self._usage})
+        except _UNREADABLE as error:
+            raise Garbled(f"a stream without usable choices: {error!r}") from None
 
     def _merge_choice(self, choice: dict[str, Any]) -> None:
-        index = choice.get("index", 0)
+        index = choice.get("index") or 0
         known = self._choices.setdefault(index, {"index": index, "message": {"role": "assistant", "content": None}, "finish_reason": None})
         _merge(known["message"], choice.get("delta") or {})
         for name, value in choice.items():
-            if name == "logprobs" and value:
-                _merge(known.setdefault("logprobs", {}), value)
-            elif name not in ("delta", "index", "logprobs") and value is not None:
+            if name == "logprobs":
+                known["logprobs"] = _merged(known.get("logprobs"), value)
+            elif name not in ("delta", "message", "index") and value is not None:
                 known[name] = value
 
     @staticmethod
@@ -172,18 +192,21 @@ def _merge(into: dict[str, Any], delta: dict[str, Any]) -> None:
     """Pieces of text are joined, lists appended (tool calls by their index), objects merged."""
     for name, value in delta.items():
         known = into.get(name)
-        if value is None:
-            into.setdefault(name, None)
-        elif known is None and not isinstance(value, list):
-            into[name] = dict(value) if isinstance(value, dict) else value
-        elif isinstance(value, str) and isinstance(known, str) and name not in _REPLACED:
-            into[name] = known + value
-        elif isinstance(value, dict) and isinstance(known, dict):
-            _merge(known, value)
-        elif isinstance(value, list):
-            into[name] = _merge_list(known if isinstance(known, list) else [], value)
-        elif value != "":
-            into[name] = value
+        replaced = name in _REPLACED and isinstance(value, str)
+        into[name] = (value or known) if replaced else _merged(known, value)
+
+
+def _merged(known: Any, value: Any) -> Any:
+    if isinstance(value, list):
+        return _merge_list(known if isinstance(known, list) else [], value)
+    if value is None or known is None:
+        return known if value is None else value
+    if isinstance(value, str) and isinstance(known, str):
+        return known + value
+    if isinstance(value, dict) and isinstance(known, dict):
+        _merge(known, value)
+        return known
+    return value
 
 
 def _merge_list(known: list[Any], pieces: list[Any]) -> list[Any]:

@@ -10,6 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from loguru import logger
+
 from answers.delivery import Delivery
 from answers.endpoint import NotDelivered, RequesterGone, RequesterUnknown
 from errors import error_object
@@ -27,6 +29,7 @@ class _Late:
     order: int
     way: Delivery = field(compare=False)
     deadline_at_s: float = field(compare=False)
+    size_bytes: int = field(compare=False)
     pause_s: float = field(compare=False)
     why: str = field(compare=False)
     number: int = field(compare=False)
@@ -50,21 +53,26 @@ class LateDeliveries:
         report: Callable[[Outcome], None],
     ) -> None:
         """`report` is called once, with the outcome `end` or, in the end, `undeliverable`."""
-        late = _Late(0.0, next(self._order), way, deadline_at_s, FIRST_PAUSE_S, why, number, end, error, report)
+        late = _Late(0.0, next(self._order), way, deadline_at_s, len(way.answer), FIRST_PAUSE_S, why, number, end, error, report)
         with self._changed:
-            crowded = self._bytes + len(way.answer) > MAX_KEPT_BYTES
-            if not crowded:
-                self._bytes += len(way.answer)
+            crowded = self._bytes + late.size_bytes > MAX_KEPT_BYTES
+            self._bytes += 0 if crowded else late.size_bytes
         if crowded:
             report(_undeliverable(late))
             return
         self._put_back(late)
-        if self._threads < THREADS:
+        self._start_thread()
+
+    def _start_thread(self) -> None:
+        with self._changed:
+            if self._threads == THREADS:
+                return
             self._threads += 1
-            threading.Thread(target=self._run, name="late", daemon=True).start()
+        threading.Thread(target=self._run, name="late", daemon=True).start()
 
     def _put_back(self, late: _Late) -> None:
-        late.due_at_s = time.monotonic() + late.pause_s
+        """The last try is at the deadline."""
+        late.due_at_s = min(time.monotonic() + late.pause_s, late.deadline_at_s)
         late.pause_s = min(2 * late.pause_s, LONGEST_PAUSE_S)
         with self._changed:
             heapq.heappush(self._heap, late)
@@ -78,7 +86,7 @@ class LateDeliveries:
                 self._put_back(late)
                 continue
             with self._changed:
-                self._bytes -= len(late.way.answer)
+                self._bytes -= late.size_bytes
             late.report(outcome)
 
     def _next_due(self) -> _Late:
@@ -94,11 +102,15 @@ class LateDeliveries:
             late.way.finish()
         except NotDelivered as error:
             late.why = str(error)
-            return _undeliverable(late) if time.monotonic() + late.pause_s > late.deadline_at_s else None
+            return _undeliverable(late) if time.monotonic() >= late.deadline_at_s else None
         except RequesterGone as error:
             return Outcome(late.number, "gone", error_object(str(error), "server_error", "requester_gone"))
         except RequesterUnknown as error:
             return Outcome(late.number, "unknown", error_object(str(error), "server_error", "requester_unknown"))
+        except Exception as bug:  # a bug of ours must cost one delivery, not the thread that all others wait for
+            logger.exception("a late delivery hit a bug of the node")
+            late.why = f"{type(bug).__name__}: {bug}"
+            return _undeliverable(late)
         return Outcome(late.number, late.end, late.error)
 
 

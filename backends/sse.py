@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 MAX_EVENT_BYTES = 16 << 20
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"  # some servers open with one
 
 
 class EventTooLong(Exception):
@@ -53,6 +54,8 @@ class EventReader:
             value = line[6:] if line[5:6] == b" " else line[5:]
             self._data.append(value)
             self._data_bytes += len(value)
+        elif line.startswith(_BYTE_ORDER_MARK):
+            self._take(line[len(_BYTE_ORDER_MARK) :], events)
 
     def end(self) -> list[bytes]:
         """At the end of the stream: an event whose blank line was left out (some servers do) still counts."""

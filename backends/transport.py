@@ -20,6 +20,7 @@ from urllib3.exceptions import (
     SSLError,
 )
 
+from backends.base import BackendUnusable
 from errors import Failure, Kind
 
 READ_BYTES = 64 << 10
@@ -55,7 +56,8 @@ class _TlsConnection(_KeepsSocket, HTTPSConnection):
 
 
 class Transport:
-    """Keep-alive connections to one URL, for `pool_size` threads. Certificates are verified, redirects not followed."""
+    """Keep-alive connections to one URL, for `pool_size` threads. Certificates are verified, redirects not followed.
+    Raises BackendUnusable where `ca_bundle` holds no certificates."""
 
     def __init__(self, url: str, headers: dict[str, str], *, pool_size: int, connect_timeout_s: float, ca_bundle: str | None) -> None:
         parsed = urllib3.util.parse_url(url)
@@ -65,21 +67,24 @@ class Transport:
         options: dict[str, Any] = {"maxsize": pool_size, "block": False, "retries": False}
         host, port = parsed.host or "", parsed.port
         if parsed.scheme == "https":
-            context = ssl.create_default_context(cafile=ca_bundle)
+            context = _tls_context(ca_bundle)
             self._pool: urllib3.HTTPConnectionPool = urllib3.HTTPSConnectionPool(host, port, ssl_context=context, **options)
             self._pool.ConnectionCls = _TlsConnection
         else:
             self._pool = urllib3.HTTPConnectionPool(host, port, **options)
             self._pool.ConnectionCls = _PlainConnection
 
-    def post(self, body: bytes, *, answer_within_s: float) -> Response:
-        """Send; return when the headers are there. Raises UpstreamFailed."""
-        timeout = urllib3.Timeout(connect=self._connect_timeout_s, read=answer_within_s)
+    def post(self, body: bytes, *, answer_by_s: float) -> Response:
+        """Send; return when the headers are there. `answer_by_s`: monotonic. Raises UpstreamFailed."""
+        left_s = answer_by_s - time.monotonic()
+        if left_s <= 0:
+            raise UpstreamFailed(Failure("timeout", "no time was left to ask"))
+        timeout = urllib3.Timeout(connect=min(self._connect_timeout_s, left_s), read=left_s)
         try:
             raw = self._pool.urlopen(
                 "POST", self._target, body, self._headers, preload_content=False, redirect=False, timeout=timeout, retries=False
             )
-        except HTTPError as error:
+        except (HTTPError, OSError) as error:
             raise UpstreamFailed(_failure(error)) from None
         return Response(raw)
 
@@ -94,6 +99,7 @@ class Response:
     def __init__(self, raw: urllib3.BaseHTTPResponse) -> None:
         self._raw = raw
         self._socket: socket.socket | None = getattr(raw.connection, "live_socket", None)
+        self._set_s: float | None = None
         self._complete = False
         self.status = raw.status
         self.headers = {name.lower(): value for name, value in raw.headers.items()}
@@ -108,13 +114,21 @@ class Response:
         if left_s <= 0:
             raise UpstreamFailed(Failure("timeout", "no output in time"))
         try:
-            if self._socket is not None:
-                self._socket.settimeout(left_s)
+            self._wait_at_most(left_s)
             piece: bytes = self._raw.read1(READ_BYTES)
         except (HTTPError, OSError, ValueError) as error:
             raise UpstreamFailed(_failure(error)) from None
         self._complete = not piece
         return piece
+
+    def _wait_at_most(self, left_s: float) -> None:
+        """Set the socket's time-out where it is not about right already: it is a system call, for each chunk otherwise."""
+        # urllib3 gives the connection back by itself with the body's last byte: its socket may be another's by now.
+        if self._socket is None or self._raw.connection is None:
+            return
+        if self._set_s is None or not left_s <= self._set_s <= 1.05 * left_s:
+            self._set_s = left_s * 1.02
+            self._socket.settimeout(self._set_s)
 
     def read_all(self, deadline_at_s: float, limit_bytes: int) -> bytes:
         """The whole body, or its first `limit_bytes`. Raises UpstreamFailed."""
@@ -141,6 +155,13 @@ class Response:
             self._raw.close()
 
 
+def _tls_context(ca_bundle: str | None) -> ssl.SSLContext:
+    try:
+        return ssl.create_default_context(cafile=ca_bundle)
+    except OSError as error:
+        raise BackendUnusable(f"CA_BUNDLE should be a file of certificates (PEM): {error}", permanent=True) from None
+
+
 def _failure(error: BaseException) -> Failure:
     cause = getattr(error, "reason", None) or error
     return Failure(_kind(cause if isinstance(cause, BaseException) else error), f"{type(error).__name__}: {error}")
@@ -150,8 +171,8 @@ def _kind(error: BaseException) -> Kind:
     kinds: list[tuple[tuple[type[BaseException], ...], Kind]] = [
         ((NameResolutionError,), "unresolved"),
         ((SSLError, ssl.SSLError), "tls"),
+        ((NewConnectionError, ConnectionRefusedError), "refused"),  # before the next: urllib3 makes it a kind of time-out
         ((ConnectTimeoutError, ReadTimeoutError, TimeoutError), "timeout"),
-        ((NewConnectionError, ConnectionRefusedError), "refused"),
         ((ProtocolError, OSError), "reset"),
     ]
     for classes, kind in kinds:

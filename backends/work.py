@@ -41,11 +41,22 @@ class Worker:
             return  # nobody is left to tell; the listener is ending this process
         except Exception as bug:  # a bug of ours must not lose the request, nor take the child down
             logger.exception("request {} hit a bug of the node", task.request_id)
-            error = error_object("The node failed on this request.", "server_error", "node_error")
-            end: End = "gone" if way.begun else "retry"
-            outcome = Outcome(task.number, end, {**error, "message": f"{error['message']} ({type(bug).__name__})"})
+            outcome = self._after_bug(task, way, bug)
         if outcome is not None:
             self._report(outcome, way, account)
+
+    @staticmethod
+    def _after_bug(task: Task, way: Delivery, bug: Exception) -> Outcome:
+        """Nobody has seen anything: try again. Otherwise the requester waits for an end, and gets it if that can be."""
+        error = error_object(f"The node failed on this request ({type(bug).__name__}).", "server_error", "node_error")
+        if not way.begun:
+            return Outcome(task.number, "retry", error)
+        try:
+            way.fail(error)
+            way.finish()
+            return Outcome(task.number, "failed", error)
+        except Exception:
+            return Outcome(task.number, "gone", error)
 
     def refuse(self, task: Refuse) -> None:
         """Deliver an error that was decided elsewhere. A stream may have begun in a child that died since."""

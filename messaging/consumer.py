@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 import pulsar
 from loguru import logger
 
-from messaging.client import PulsarLog, QueueTrouble, explain, open_client
+from messaging.client import open_client
+from messaging.handshake import QueueTrouble, fields_of, find_trouble
 from messaging.topics import request_topic, subscription
 
 if TYPE_CHECKING:
@@ -51,8 +52,7 @@ class Consumer:
 
     def __init__(self, settings: Settings, tell: Callable[[Notice], None], wake: Callable[[], None]) -> None:
         self._settings, self._tell, self._wake = settings, tell, wake
-        self._log = PulsarLog()
-        self.client = open_client(settings, self._log, operation_timeout_s=10)
+        self.client = open_client(settings)
         self._consumer: pulsar.Consumer | None = None
         self._arrived: deque[Received] = deque()
         self._allowed = 0
@@ -117,27 +117,31 @@ class Consumer:
         """Try until it stands; False when stopped before. Says at once what is wrong, and reminds each minute."""
         tries = 0
         while not self._stopping:
-            try:
-                self._consumer = self._open()
+            trouble = find_trouble(self._settings) or self._open()
+            if trouble is None:
                 return True
-            except (pulsar.PulsarException, ValueError) as error:
-                trouble = explain(error, self._log, self._settings.pulsar_url)
-                if tries % REMIND_EACH == 0 or trouble.refused:
-                    self._tell(trouble)
-                tries += 1
+            if tries % REMIND_EACH == 0 or trouble.refused:
+                self._tell(trouble)
+            tries += 1
             with self._changed:
                 self._changed.wait_for(lambda: self._stopping, RETRY_EACH_S)
         return False
 
-    def _open(self) -> pulsar.Consumer:
-        model = self._settings.model_name
-        return self.client.subscribe(
-            request_topic(model),
-            subscription(model),
-            consumer_type=pulsar.ConsumerType.Shared,
-            initial_position=pulsar.InitialPosition.Earliest,  # services publish before any node ever subscribed
-            receiver_queue_size=1,  # what is prefetched no other node can have
-        )
+    def _open(self) -> QueueTrouble | None:
+        model, url = self._settings.model_name, self._settings.pulsar_url
+        try:
+            self._consumer = self.client.subscribe(
+                request_topic(model),
+                subscription(model),
+                consumer_type=pulsar.ConsumerType.Shared,
+                initial_position=pulsar.InitialPosition.Earliest,  # services publish before any node ever subscribed
+                receiver_queue_size=1,  # what is prefetched no other node can have
+            )
+        except pulsar.AuthorizationError as error:
+            return QueueTrouble(f"Pulsar at {url} does not allow this token to read {request_topic(model)}: {error}", refused=True)
+        except (pulsar.PulsarException, ValueError) as error:
+            return QueueTrouble(f"Pulsar at {url} answers, but gives no subscription of {request_topic(model)}: {error}")
+        return None
 
     def _wait_for_leave(self, batch_open: bool) -> bool:
         """Until a message may be received; False: stop. An open batch is always received to its end."""
@@ -168,21 +172,6 @@ class Consumer:
 
 def batch_size(identifier: pulsar.MessageId) -> int:
     """How many messages the batch has; 0 outside of one. The client tells it only within the serialized id
-    (PulsarApi.proto, MessageIdData: field 6, a varint)."""
-    fields, position, data = {}, 0, identifier.serialize()
-    while position < len(data):
-        tag, position = _varint(data, position)
-        if tag & 7 != 0:  # all that comes before the size is varints
-            break
-        fields[tag >> 3], position = _varint(data, position)
-    return fields.get(6, 0)
-
-
-def _varint(data: bytes, position: int) -> tuple[int, int]:
-    value = shift = 0
-    while True:
-        byte = data[position]
-        value |= (byte & 0x7F) << shift
-        position, shift = position + 1, shift + 7
-        if byte < 0x80:
-            return value, position
+    (PulsarApi.proto, MessageIdData: field 6)."""
+    size = dict(fields_of(identifier.serialize())).get(6, 0)
+    return size if isinstance(size, int) else 0

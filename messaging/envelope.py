@@ -6,8 +6,11 @@ The chat-completion body (`data`) stays undecoded bytes: of a megabyte only the 
 from __future__ import annotations
 
 from typing import Any
+from urllib.parse import urlsplit
 
 import msgspec
+
+LONGEST_ID = 200
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True):
@@ -17,7 +20,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     stream: bool
     endpoint: str
     data: msgspec.Raw
-    metadata: dict[str, Any] = {}
+    metadata: dict[str, Any] | None = {}
 
 
 class UnreadableRequest(Exception):
@@ -39,29 +42,46 @@ def decode(payload: bytes) -> Request:
     """Raises UnreadableRequest, which says what is missing."""
     try:
         request = _request_decoder.decode(payload)
-        if not bytes(request.data).lstrip().startswith(b"{"):
-            raise msgspec.ValidationError("Expected `object` - at `$.data`")
-        _check_endpoint(request.endpoint)
+        if not _is_id(request.request_id):
+            raise ValueError(f"Expected 1 to {LONGEST_ID} printable characters - at `$.request_id`")
+        if not _is_endpoint(request.endpoint):
+            raise ValueError("Expected an http:// or ws:// address - at `$.endpoint`")
+        if bytes(memoryview(request.data)[:1]) != b"{":
+            raise ValueError("Expected `object` - at `$.data`")
         return request
-    except (msgspec.DecodeError, UnicodeDecodeError, ValueError) as error:
+    except (ValueError, RecursionError) as error:  # ValueError: msgspec's own, and text that is no UTF-8
         raise _salvage(payload, str(error)) from None
 
 
-def _check_endpoint(endpoint: str) -> None:
-    if not endpoint.startswith(("http://", "https://", "ws://", "wss://")):
-        raise msgspec.ValidationError("Expected an http:// or ws:// address - at `$.endpoint`")
+def _is_id(value: str) -> bool:
+    return 0 < len(value) <= LONGEST_ID and value.isprintable()
+
+
+def _is_endpoint(value: str) -> bool:
+    try:
+        parts = urlsplit(value)
+        return parts.scheme in ("http", "https", "ws", "wss") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # a port that is no number, a broken IPv6 address
+        return False
 
 
 def _salvage(payload: bytes, why: str) -> UnreadableRequest:
     try:
-        loose = msgspec.json.decode(payload)
-    except (msgspec.DecodeError, UnicodeDecodeError):
-        loose = None
-    fields = loose if isinstance(loose, dict) else {}
-    request_id, endpoint = fields.get("request_id"), fields.get("endpoint")
+        fields = msgspec.json.decode(payload, type=dict[str, msgspec.Raw])
+    except (ValueError, RecursionError):
+        fields = {}
+    request_id, endpoint, stream = (_loosely(fields.get(name)) for name in ("request_id", "endpoint", "stream"))
     return UnreadableRequest(
         why,
-        request_id if isinstance(request_id, str) else None,
-        endpoint if isinstance(endpoint, str) else None,
-        fields.get("stream") is True,
+        request_id if isinstance(request_id, str) and _is_id(request_id) else None,
+        endpoint if isinstance(endpoint, str) and _is_endpoint(endpoint) else None,
+        # Where it does not say, its endpoint does: a stream's is a WebSocket.
+        stream if isinstance(stream, bool) else isinstance(endpoint, str) and endpoint.startswith("ws"),
     )
+
+
+def _loosely(value: msgspec.Raw | None) -> object:
+    try:
+        return None if value is None else msgspec.json.decode(value)
+    except (ValueError, RecursionError):
+        return None

@@ -106,7 +106,7 @@ class Publisher:
     def _open(self, publish: Publish) -> pulsar.Producer | None:
         try:
             if publish.subscription:
-                self._client.subscribe(publish.topic, publish.subscription, initial_position=pulsar.InitialPosition.Earliest).close()
+                self._make_subscription(publish.topic, publish.subscription)
             producer = self._client.create_producer(
                 publish.topic,
                 send_timeout_millis=SEND_TIMEOUT_MS,
@@ -120,3 +120,8 @@ class Publisher:
             return None
         self._producers[publish.topic] = producer
         return producer
+
+    def _make_subscription(self, topic: str, name: str) -> None:
+        """Shared, as somebody may be reading it already."""
+        kind, start = pulsar.ConsumerType.Shared, pulsar.InitialPosition.Earliest
+        self._client.subscribe(topic, name, consumer_type=kind, initial_position=start, receiver_queue_size=1).close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from dataclasses import dataclass, replace
 
 ATTEMPT = "workernode-attempt"
@@ -23,12 +24,20 @@ class History:
 
 def read_history(properties: dict[str, str], published_ms: int) -> History:
     """What is missing or odd counts as new: properties can come from anyone."""
-    attempt, first_ms = properties.get(ATTEMPT, ""), properties.get(PUBLISHED_MS, "")
-    return History(
-        int(attempt) if attempt.isascii() and attempt.isdigit() and len(attempt) < 6 and int(attempt) > 0 else 1,
-        int(first_ms) if first_ms.isascii() and first_ms.isdigit() and len(first_ms) < 16 else published_ms,
-        properties.get(LAST_ERROR, ""),
-    )
+    attempt, first_ms = _whole(properties.get(ATTEMPT, "")), _whole(properties.get(PUBLISHED_MS, ""))
+    # Nothing was first published after it was published again: such a time would keep a request from ever expiring.
+    return History(attempt or 1, min(first_ms or published_ms, published_ms), properties.get(LAST_ERROR, ""))
+
+
+def merged(history: History, other: History) -> History:
+    """Of two messages of one request: the attempts of both must not add up to more than are allowed for one."""
+    latest = max(history, other, key=lambda each: each.attempt)
+    return replace(latest, published_ms=min(history.published_ms, other.published_ms))
+
+
+def _whole(value: str) -> int:
+    """0 where it is no number."""
+    return int(value) if re.fullmatch(r"[0-9]{1,15}", value) else 0
 
 
 def write_history(history: History) -> dict[str, str]:
@@ -48,5 +57,5 @@ def next_attempt(history: History, error: str, max_attempts: int) -> History | N
 
 def delay_s(history: History, dice: random.Random) -> float:
     """Before this attempt: growing, and spread so that what failed together does not come back together."""
-    longest_s: float = min(FIRST_DELAY_S * 2.0 ** max(0, history.attempt - 2), LONGEST_DELAY_S)
+    longest_s: float = min(FIRST_DELAY_S * 2.0 ** min(max(0, history.attempt - 2), 30), LONGEST_DELAY_S)
     return longest_s * (0.5 + dice.random() / 2)

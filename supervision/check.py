@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import pulsar
 import urllib3
 
 from backends.api import completions_url
 from config import Settings
 from errors import ExitCode
-from messaging.client import PulsarLog, explain, open_client
+from messaging.handshake import find_trouble
 from messaging.topics import request_topic
 
 _TIMEOUT_S = 10
@@ -23,15 +22,10 @@ def check(settings: Settings) -> int:
 
 
 def _queue(settings: Settings) -> list[tuple[str, str]]:
-    log = PulsarLog()
-    client = open_client(settings, log, operation_timeout_s=_TIMEOUT_S)
-    try:
-        client.get_topic_partitions(request_topic(settings.model_name))
-        return [("ok", f"Pulsar at {settings.pulsar_url} answers; requests are read from {request_topic(settings.model_name)}")]
-    except (pulsar.PulsarException, ValueError) as error:
-        return [("wrong", explain(error, log, settings.pulsar_url).message)]
-    finally:
-        client.close()
+    trouble = find_trouble(settings)
+    if trouble is not None:
+        return [("wrong", trouble.message)]
+    return [("ok", f"Pulsar at {settings.pulsar_url} answers; requests are read from {request_topic(settings.model_name)}")]
 
 
 def _records(settings: Settings) -> list[tuple[str, str]]:

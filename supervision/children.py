@@ -14,7 +14,7 @@ import multiprocess
 from loguru import logger
 
 from errors import ExitCode
-from ipc.channel import ChannelBroken, SupervisorEnd
+from ipc.channel import ChannelBroken, ChannelClosed, SupervisorEnd
 from ipc.messages import FromChild, Lease, Ready, Stop, ToChild, Unusable
 from ipc.spawned import signals_held
 
@@ -23,6 +23,7 @@ STUCK_AFTER_S = 10.0
 HEALTHY_AFTER_S = 30.0
 LONGEST_PAUSE_S = 30.0
 REAP_WITHIN_S = 5.0
+LINGER_S = 5.0  # of a backend that ends its model server
 
 
 @dataclass(frozen=True)
@@ -48,11 +49,12 @@ class Child:
     ready: Ready | None = None
     last_words: Unusable | None = None
     killed_because: str | None = None
+    closed_since_s: float | None = None
 
     @property
     def capacity(self) -> int:
         """Requests it may hold at once: none before it is ready, then its share, or what its model server runs."""
-        if self.ready is None or self.killed_because is not None:
+        if self.ready is None or self.killed_because is not None or self.closed_since_s is not None:
             return 0
         return min(self.role.capacity, self.ready.slots or self.role.capacity)
 
@@ -69,6 +71,7 @@ class _Place:
     child: Child | None = None
     failures: int = 0
     start_at_s: float = 0.0
+    dismissed: bool = False
 
 
 @dataclass
@@ -100,12 +103,12 @@ class Crew:
     def start_missing(self) -> None:
         """Fill the empty places whose pause is over."""
         for place in self._places:
-            if place.child is None and time.monotonic() >= place.start_at_s:
+            if place.child is None and not place.dismissed and time.monotonic() >= place.start_at_s:
                 place.child = self._spawn(place.role)
 
     def next_start_s(self) -> float | None:
         """When the next pause ends (monotonic)."""
-        return min((place.start_at_s for place in self._places if place.child is None), default=None)
+        return min((place.start_at_s for place in self._places if place.child is None and not place.dismissed), default=None)
 
     def _spawn(self, role: Role) -> Child:
         to_child_read, to_child_write = self._context.Pipe(duplex=False)
@@ -124,10 +127,20 @@ class Crew:
         logger.debug("{} started as process {}", role.name, process.pid)
         return child
 
+    def dismiss_others(self) -> None:
+        """Ask those that are no backends to end in their own time; nobody follows them."""
+        for place in self._places:
+            if not place.role.capacity:
+                place.dismissed = True
+                if place.child is not None:
+                    self.send(place.child, Stop())
+
     def send(self, child: Child, message: ToChild) -> None:
-        """Never blocks; a child whose channel is broken is killed, and its death is reported as any other."""
+        """Never blocks; a child that is found dead here is reported dead by `bury`, with all that it was sent aboard."""
         try:
             child.channel.send(message)
+        except ChannelClosed:
+            return  # collect sees the same
         except ChannelBroken as broken:
             self.kill(child, str(broken))
 
@@ -137,15 +150,30 @@ class Crew:
         renew = time.monotonic() - self._leased_s > LEASE_EACH_S
         self._leased_s = time.monotonic() if renew else self._leased_s
         for child in self.children():
+            if child.closed_since_s is not None:
+                self._kill_if_it_lingers(child)
+                continue
             messages, broken = child.channel.receive()
             said += [(child, message) for message in self._noted(child, messages)]
-            if broken is not None and child.process.exitcode is None:
-                self.kill(child, str(broken))
+            if broken is not None:
+                self._on_broken(child, broken)
             elif child.channel.has_unsent:
                 self._push(child)
-            if renew:
+            if renew and broken is None:
                 self.send(child, Lease())
         return said
+
+    def _on_broken(self, child: Child, broken: ChannelBroken) -> None:
+        """A closed end is how a death shows first, and the exit code will tell more; anything else is a reason to kill."""
+        child.closed_since_s = time.monotonic()
+        self._selector.unregister(child.channel.read_fd)
+        if not isinstance(broken, ChannelClosed):
+            self.kill(child, str(broken))
+
+    def _kill_if_it_lingers(self, child: Child) -> None:
+        assert child.closed_since_s is not None
+        if time.monotonic() - child.closed_since_s > LINGER_S:
+            self.kill(child, f"it closed its channel and did not end within {LINGER_S:g} s")
 
     def _noted(self, child: Child, messages: list[FromChild]) -> list[FromChild]:
         for message in messages:
@@ -158,6 +186,8 @@ class Crew:
     def _push(self, child: Child) -> None:
         try:
             child.channel.flush()
+        except ChannelClosed:
+            return  # the next turn reads the same from its other end
         except ChannelBroken as broken:
             self.kill(child, str(broken))
         if child.channel.stuck_for_s() > STUCK_AFTER_S:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 
 from loguru import logger
@@ -20,7 +19,7 @@ def run(arguments: list[str]) -> int:
         prog="supervisor.py", description=_ABOUT, formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog=f"environment:\n{config.help_text()}",
     )
-    parser.add_argument("--check", action="store_true", help="validate, reach for Pulsar and the upstream, say what was found; exit 0 or 78")
+    parser.add_argument("--check", action="store_true", help="validate, reach for Pulsar and the upstream, say what is found; exit 0 or 78")
     parser.add_argument("--env-example", action="store_true", help="print the text of .env.example")
     options = parser.parse_args(arguments)
     if options.env_example:
@@ -37,10 +36,9 @@ def run(arguments: list[str]) -> int:
         from supervision.check import check
 
         return check(settings)
+    from messaging.client import leave
     from supervision.node import Node
 
     code = Node(settings).run()
     logger.info("ended with exit code {}", int(code))
-    sys.stderr.flush()
-    # The Pulsar client's threads may still log; one that meets an interpreter in its finalization aborts the process.
-    os._exit(code)
+    leave(code)

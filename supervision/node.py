@@ -16,8 +16,8 @@ from loguru import logger
 import backends.child
 from errors import ExitCode
 from ipc.messages import Begun, Computed, FromChild, Outcome, Ready, Unusable
-from messaging.client import QueueTrouble
 from messaging.consumer import Consumer, Notice
+from messaging.handshake import QueueTrouble
 from messaging.publisher import Publish, Publisher
 from supervision.children import Child, Crew, Role
 from supervision.limit import LocalLimit
@@ -123,7 +123,7 @@ class Node:
         for dead in self._crew.bury():
             for message in dead.unread:
                 self._hear(dead.child, message)
-            expected = self._cut_off or dead.child.killed_because == "drained"
+            expected = self._is_draining() and (self._cut_off or not dead.child.role.capacity)
             aboard = len(self._requests.ledger.aboard(dead.child.number))
             logger.log("INFO" if expected else "WARNING", "{} ended: {}; {} requests were aboard", dead.child.role.name, dead.cause, aboard)
             self._requests.child_died(dead.child.number, dead.cause, blame=not expected)
@@ -236,8 +236,10 @@ class Node:
             self._drain()
 
     def _drain(self) -> None:
+        """The gateway takes nothing new from now on either, and lives until what it waits for has come."""
         self._drain_until_s = time.monotonic() + self._settings.drain_timeout_s
         self._consumer.stop_receiving()
+        self._crew.dismiss_others()
 
     def _cut_off_running(self) -> None:
         """End the children of what still runs: theirs is given back once they are confirmed dead. One that is spawned

@@ -1,0 +1,138 @@
+"""The routes, and one small handler for each."""
+
+from __future__ import annotations
+
+from uuid import uuid4
+
+import msgspec
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.routing import Route, WebSocketRoute
+from starlette.websockets import WebSocket
+
+from errors import error_object
+from gateway import chat, nodes
+from gateway.body import read_body
+from gateway.exchange import Exchange, Gateway
+from gateway.models import is_model_name
+from gateway.problem import Problem, invalid, too_large, unavailable, unknown_model
+from gateway.publisher import MAX_MESSAGE_BYTES
+from messaging import envelope
+
+# Credentials are the gateway's to check: no node needs them, and queues keep what they carry on disk.
+_WITHHELD_HEADERS = frozenset({"authorization", "proxy-authorization", "cookie", "x-api-key", "api-key"})
+
+
+def create_app(gateway: Gateway) -> Starlette:
+    """The ASGI application. Needs `scope["state"]["transport"]` (server.py), to close the connection of a slow reader."""
+    handlers = _Handlers(gateway)
+    cors = Middleware(
+        CORSMiddleware, allow_origins=["*"], allow_methods=["*"], allow_headers=["*"], expose_headers=["X-Request-Id"]
+    )
+    app = Starlette(
+        routes=[
+            Route("/api/v1/chat/completions", handlers.chat, methods=["POST"]),
+            Route("/v1/chat/completions", handlers.chat, methods=["POST"]),
+            Route("/v1/models", handlers.models, methods=["GET"]),
+            Route("/v1/models/{model:path}", handlers.model, methods=["GET"]),
+            Route("/health", handlers.health, methods=["GET"]),
+            Route("/res", handlers.answer, methods=["POST"]),
+            WebSocketRoute("/res/ws", handlers.frames),
+        ],
+        middleware=[cors],
+    )
+    app.add_exception_handler(Problem, _refuse)
+    app.add_exception_handler(HTTPException, _refuse_route)
+    app.add_exception_handler(ClientDisconnect, _nobody)
+    app.add_exception_handler(500, _fail)
+    return app
+
+
+class _Handlers:
+    def __init__(self, gateway: Gateway) -> None:
+        self._gateway = gateway
+
+    async def chat(self, request: Request) -> Response:
+        gateway = self._gateway
+        if gateway.draining:
+            raise unavailable("The gateway is shutting down: try again.", "shutting_down")
+        body = await read_body(request, MAX_MESSAGE_BYTES)
+        asked = chat.read(body)
+        if not is_model_name(asked.model) or not await gateway.models.known(asked.model):
+            raise unknown_model(asked.model)
+        stream = asked.stream is True
+        message = envelope.Request(
+            request_id=str(uuid4()),
+            stream=stream,
+            endpoint=gateway.endpoint(stream),
+            data=msgspec.Raw(body),
+            metadata={"headers": passed_headers(request)},
+        )
+        payload = envelope.encode(message)
+        if len(payload) > MAX_MESSAGE_BYTES:
+            raise too_large("The request", MAX_MESSAGE_BYTES)
+        return Exchange(gateway, asked.model, message.request_id, stream, payload)
+
+    async def models(self, _: Request) -> Response:
+        return _json({"object": "list", "data": [self._describe(name) for name in await self._gateway.models.listed()]})
+
+    async def model(self, request: Request) -> Response:
+        name = request.path_params["model"]
+        if name not in await self._gateway.models.listed():
+            raise unknown_model(name)
+        return _json(self._describe(name))
+
+    def _describe(self, name: str) -> dict[str, str | int]:
+        return {"id": name, "object": "model", "created": self._gateway.models.started_at_s, "owned_by": "workernode"}
+
+    async def health(self, _: Request) -> Response:
+        """200 while new requests are taken: for a load balancer's probe."""
+        gateway = self._gateway
+        status = "draining" if gateway.draining else "ok"
+        return _json({"status": status, "pending": len(gateway.pending)}, 503 if gateway.draining else 200)
+
+    async def answer(self, request: Request) -> Response:
+        return await nodes.take_post(request, self._gateway.pending)
+
+    async def frames(self, websocket: WebSocket) -> None:
+        await nodes.take_frames(websocket, self._gateway.pending)
+
+
+def passed_headers(request: Request) -> dict[str, list[str]]:
+    """`{"User-Agent": ["curl/8"], …}`: names as the existing service writes them, without credentials."""
+    found: dict[str, list[str]] = {}
+    for name, value in request.headers.items():
+        if name not in _WITHHELD_HEADERS:
+            found.setdefault("-".join(part.capitalize() for part in name.split("-")), []).append(value)
+    return found
+
+
+def _json(content: object, status: int = 200) -> Response:
+    return Response(msgspec.json.encode(content), status, media_type="application/json")
+
+
+async def _refuse(_: Request, problem: Exception) -> Response:
+    assert isinstance(problem, Problem)
+    return problem.response()
+
+
+async def _refuse_route(request: Request, error: Exception) -> Response:
+    """404 and 405, as OpenAI words them."""
+    assert isinstance(error, HTTPException)
+    place = f"{request.method} {request.url.path[:200]}"
+    known = "Not allowed" if error.status_code == 405 else "Invalid URL"
+    problem = invalid(f"{known} ({place})", status=error.status_code)
+    problem.headers |= dict(error.headers or {})
+    return problem.response()
+
+
+async def _nobody(_: Request, __: Exception) -> Response:
+    return Response(status_code=400)  # the server drops it: the requester hung up while it still sent its body
+
+
+async def _fail(_: Request, __: Exception) -> Response:
+    return Problem(error_object("The gateway failed to handle the request.", "server_error"), 500).response()

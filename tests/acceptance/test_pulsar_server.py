@@ -1,0 +1,55 @@
+"""The test broker itself: what other tests rely on."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from urllib.parse import urlsplit
+
+import pulsar as pulsar_client
+import pytest
+
+from tests.real.pulsar_server import PulsarServer
+
+
+def _publish(server: PulsarServer, topic: str, token: str | None = None) -> None:
+    client = pulsar_client.Client(
+        server.url,
+        authentication=pulsar_client.AuthenticationToken(token) if token else None,
+        operation_timeout_seconds=10,
+        logger=pulsar_client.ConsoleLogger(pulsar_client.LoggerLevel.Error),
+    )
+    try:
+        client.create_producer(topic).send(b"hello")
+    finally:
+        client.close()
+
+
+def _receive(server: PulsarServer, topic: str) -> bytes:
+    client = pulsar_client.Client(server.url, logger=pulsar_client.ConsoleLogger(pulsar_client.LoggerLevel.Error))
+    try:
+        consumer = client.subscribe(topic, "s", initial_position=pulsar_client.InitialPosition.Earliest)
+        return bytes(consumer.receive(timeout_millis=20000).data())
+    finally:
+        client.close()
+
+
+@pytest.mark.parametrize("end", ["kill", "stop"])
+def test_messages_outlive_a_restart_on_the_same_ports(own_pulsar: PulsarServer, end: str) -> None:
+    topic = f"restart-{uuid.uuid4().hex}"
+    own_pulsar.admin("PUT", f"persistent/public/default/{topic}")
+    own_pulsar.admin("PUT", f"persistent/public/default/{topic}/subscription/s")
+    _publish(own_pulsar, topic)
+    getattr(own_pulsar, end)()
+    assert not own_pulsar.alive
+    started = time.monotonic()
+    own_pulsar.start()
+    print(f"restarted in {time.monotonic() - started:.1f} s")
+    assert _receive(own_pulsar, topic) == b"hello"
+
+
+def test_tokens_are_asked_for(token_pulsar: PulsarServer) -> None:
+    assert urlsplit(token_pulsar.url).port != 6650
+    _publish(token_pulsar, "with-token", token_pulsar.token("admin"))
+    with pytest.raises(pulsar_client.PulsarException):
+        _publish(token_pulsar, "without-token", token_pulsar.token("admin")[:-2] + "xx")

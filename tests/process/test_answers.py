@@ -1,0 +1,216 @@
+"""The parts of a delivery that need another clock or another process: full buffers, quiet streams, rested sockets, late answers."""
+
+from __future__ import annotations
+
+import ssl
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from answers import websocket
+from answers.delivery import Address, Couriers, StreamDelivery, WholeDelivery
+from answers.endpoint import NotDelivered, RequesterGone, http_url, websocket_url
+from answers.websocket import FrameSocket, SocketPool
+from backends import late
+from backends.late import LateDeliveries
+from ipc.messages import Outcome
+from tests.real.processes import wait_until
+from tests.real.requester import Requester
+
+
+@pytest.fixture
+def requester() -> Iterator[Requester]:
+    with Requester() as requester:
+        yield requester
+
+
+def opened(requester: Requester) -> FrameSocket:
+    return FrameSocket(requester.websocket_url, ssl.create_default_context)
+
+
+def address(requester: Requester, *, stream: bool, ttl_s: float = 60.0) -> Address:
+    now_s = time.monotonic()
+    return Address("an-id", stream, requester.websocket_url if stream else requester.http_url, now_s, now_s + ttl_s, True)
+
+
+FRAME = b'{"request_id":"an-id","end":false,"data":{}}'
+
+
+def test_a_write_has_a_deadline(requester: Requester, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(websocket, "WRITE_TIMEOUT_S", 0.5)
+    requester.stops_reading_after = 0
+    stuck, began_s = opened(requester), time.monotonic()
+    with pytest.raises(TimeoutError):
+        for _ in range(100):  # some megabytes fit into the buffers
+            stuck.send(b'"' + b"x" * 1_000_000 + b'"')
+    assert time.monotonic() - began_s < 10
+    stuck.abandon()
+
+
+def test_a_stuck_stream_ends_as_gone(requester: Requester, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(websocket, "WRITE_TIMEOUT_S", 0.5)
+    requester.stops_reading_after = 1
+    way = StreamDelivery(address(requester, stream=True), Couriers(1, None), lambda: None)
+    with pytest.raises(RequesterGone):
+        for _ in range(100):
+            way.chunk(b'"' + b"x" * 1_000_000 + b'"')
+    way.abandon()
+    wait_until(lambda: requester.open_connections == 0, within_s=5, what="closed socket")
+
+
+def test_a_quiet_stream_answers_pings(requester: Requester, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model may think for longer than a server waits for its pong."""
+    monkeypatch.setattr(websocket, "LOOK_EACH_S", 0.05)
+    requester.pings = True
+    pool = SocketPool(None)
+    lent = pool.borrow(requester.websocket_url)
+    lent.send(FRAME)
+    wait_until(lambda: requester.pongs_received == 1, within_s=5, what="pong")
+    lent.send(FRAME)
+    lent.confirm()
+    pool.abandon(lent)
+
+
+def test_a_rested_socket_is_taken_again_unless_it_is_stale(requester: Requester, monkeypatch: pytest.MonkeyPatch) -> None:
+    pool = SocketPool(None)
+    first = pool.borrow(requester.websocket_url)
+    pool.give_back(requester.websocket_url, first)
+    assert pool.borrow(requester.http_url.replace("/res", "/res/ws")) is first
+    pool.give_back(requester.websocket_url, first)
+    monkeypatch.setattr(websocket, "IDLE_KEPT_S", -1.0)
+    assert pool.borrow(requester.websocket_url) is not first
+
+
+def test_nobodys_sockets_are_closed(requester: Requester, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(websocket, "LOOK_EACH_S", 0.05)
+    monkeypatch.setattr(websocket, "IDLE_KEPT_S", 0.2)
+    pool = SocketPool(None)
+    pool.give_back(requester.websocket_url, pool.borrow(requester.websocket_url))
+    wait_until(lambda: requester.sockets == 1 and requester.open_connections == 0, within_s=5, what="closed socket")
+
+
+def test_a_socket_that_was_closed_meanwhile_is_not_taken(requester: Requester) -> None:
+    pool = SocketPool(None)
+    first = pool.borrow(requester.websocket_url)
+    pool.give_back(requester.websocket_url, first)
+    requester.stop()
+    with pytest.raises(NotDelivered):
+        wait_until(lambda: pool.borrow(requester.websocket_url) is not first, within_s=2, what="refusal")
+    requester.start()
+    second = pool.borrow(requester.websocket_url)
+    second.send(FRAME)
+    second.confirm()
+    assert second is not first and len(requester.frames("an-id")) == 1
+
+
+def test_no_websocket_there(requester: Requester) -> None:
+    requester.hangs = True
+    with pytest.raises(NotDelivered):
+        FrameSocket("ws://127.0.0.1:9/res/ws", ssl.create_default_context)
+    with pytest.raises(NotDelivered):
+        FrameSocket("not an address", ssl.create_default_context)
+
+
+def test_addresses() -> None:
+    assert http_url("ws://h:1/res") == "http://h:1/res" and http_url("https://h/res?a=b") == "https://h/res?a=b"
+    assert websocket_url("http://h:1/res/ws") == "ws://h:1/res/ws" and websocket_url("https://h/x") == "wss://h/x"
+
+
+def test_a_hanging_post_ends(requester: Requester, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("answers.post.TAKEN_WITHIN_S", 0.3)
+    requester.hangs = True
+    way = WholeDelivery(address(requester, stream=False), Couriers(1, None))
+    way.whole(b"{}")
+    with pytest.raises(NotDelivered):
+        way.finish()
+    requester.hangs = False
+    way.finish()
+    assert len(requester.posts("an-id")) == 1
+
+
+# late ones
+
+
+class Outcomes(list[Outcome]):
+    def wait(self, count: int) -> list[Outcome]:
+        wait_until(lambda: len(self) == count, within_s=10, what=f"{count} outcomes", every_s=0.01)
+        return self
+
+
+def add(deliveries: LateDeliveries, way: Any, ttl_s: float, outcomes: Outcomes, number: int = 1) -> None:
+    deliveries.add(way, time.monotonic() + ttl_s, "refused", number, "answered", None, outcomes.append)
+
+
+def test_late_streams_leave_nothing_counted(requester: Requester, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is kept is limited; what was delivered must not count for ever."""
+    monkeypatch.setattr(late, "MAX_KEPT_BYTES", 3000)
+    monkeypatch.setattr(late, "FIRST_PAUSE_S", 0.05)
+    deliveries, couriers = LateDeliveries(), Couriers(1, None)
+    for _ in range(5):
+        requester.stop()
+        way, outcomes = StreamDelivery(address(requester, stream=True), couriers, lambda: None), Outcomes()
+        way.chunk(b'"' + b"x" * 2000 + b'"')
+        with pytest.raises(NotDelivered):
+            way.finish()
+        add(deliveries, way, 10, outcomes)
+        requester.start()
+        assert outcomes.wait(1)[0].end == "answered"
+
+
+def test_too_much_is_given_up_at_once(monkeypatch: pytest.MonkeyPatch, requester: Requester) -> None:
+    monkeypatch.setattr(late, "MAX_KEPT_BYTES", 10)
+    way, outcomes = WholeDelivery(address(requester, stream=False), Couriers(1, None)), Outcomes()
+    way.whole(b'"0123456789"')
+    add(LateDeliveries(), way, 60, outcomes)
+    assert (outcomes[0].end, outcomes[0].answer) == ("undeliverable", b'"0123456789"')
+
+
+def test_the_last_try_is_at_the_deadline(requester: Requester, monkeypatch: pytest.MonkeyPatch) -> None:
+    requester.stop()
+    way, outcomes, began_s = WholeDelivery(address(requester, stream=False), Couriers(1, None)), Outcomes(), time.monotonic()
+    way.whole(b"{}")
+    add(LateDeliveries(), way, 0.7, outcomes)  # the second pause alone is longer
+    assert outcomes.wait(1)[0].end == "undeliverable" and 0.7 <= time.monotonic() - began_s < 5
+
+
+class Buggy:
+    answer = b"{}"
+
+    def finish(self) -> None:
+        raise ZeroDivisionError
+
+
+def test_a_bug_costs_one_delivery_only(requester: Requester) -> None:
+    deliveries, outcomes = LateDeliveries(), Outcomes()
+    for number in range(2 * late.THREADS):
+        add(deliveries, Buggy(), 0.0, outcomes, number)
+    assert {outcome.end for outcome in outcomes.wait(2 * late.THREADS)} == {"undeliverable"}
+    way = WholeDelivery(address(requester, stream=False), Couriers(1, None))
+    way.whole(b"{}")
+    add(deliveries, way, 0.1, outcomes)
+    assert outcomes.wait(2 * late.THREADS + 1)[-1].end == "answered"
+
+
+def test_sends_and_looks_do_not_mix(requester: Requester) -> None:
+    """Frames of one thread, pongs of another: the protocol's state is one."""
+    requester.pings = True
+    shared, ended = opened(requester), threading.Event()
+
+    def look() -> None:
+        while not ended.is_set():
+            shared.look()
+
+    looking = threading.Thread(target=look)
+    looking.start()
+    try:
+        for _ in range(500):
+            shared.send(FRAME)
+        shared.confirm()
+    finally:
+        ended.set()
+        looking.join(5)
+    assert len(requester.frames("an-id")) == 500
+    shared.abandon()
