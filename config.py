@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from errors import redact
+
 SECRET_VARIABLES = ("API_KEY", "PULSAR_TOKEN", "API_KEY_FILE", "PULSAR_TOKEN_FILE")
 
 
@@ -41,7 +43,7 @@ def _choice(*allowed: str, aliases: Mapping[str, str] | None = None) -> Callable
 
 def _whole(low: int, high: int) -> Callable[[str], int]:
     def parse(value: str) -> int:
-        if not value.isascii() or not value.isdigit() or not low <= int(value) <= high:
+        if not re.fullmatch(r"[0-9]{1,9}", value) or not low <= int(value) <= high:
             raise ValueError(f"should be a whole number from {low:,} to {high:,}")
         return int(value)
 
@@ -50,10 +52,9 @@ def _whole(low: int, high: int) -> Callable[[str], int]:
 
 def _seconds(value: str) -> float:
     """`90`, `1.5`, `500ms`, `90s`, `5m`, `1h30m` → seconds, above 0."""
-    if not re.fullmatch(r"\d+(\.\d+)?|(\d+(\.\d+)?(ms|h|m|s))+", value):
-        raise ValueError("should be a duration above 0, in seconds or like 500ms, 90s, 5m")
     units = {"": 1.0, "ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
-    total = sum(float(n) * units[unit] for n, unit in re.findall(r"(\d+(?:\.\d+)?)(ms|h|m|s|)", value))
+    valid = re.fullmatch(r"[0-9]+(\.[0-9]+)?|([0-9]+(\.[0-9]+)?(ms|h|m|s))+", value)
+    total = sum(float(n) * units[unit] for n, unit in re.findall(r"([0-9.]+)(ms|h|m|s|)", value)) if valid else 0.0
     if not 0 < total < 1e7:
         raise ValueError("should be a duration above 0, in seconds or like 500ms, 90s, 5m")
     return total
@@ -66,26 +67,40 @@ def _flag(value: str) -> bool:
 
 
 def _url(*schemes: str) -> Callable[[str], str]:
-    expected = f"should be an address like {schemes[0]}://host:port"
+    expected = f"should be an address like {schemes[0]}://host:port (scheme {' or '.join(schemes)})"
 
     def parse(value: str) -> str:
-        try:
-            parts = urlsplit(value.split(",")[0] if schemes[0].startswith("pulsar") else value)
-            valid = parts.scheme in schemes and bool(parts.hostname) and parts.port != 0
-        except ValueError:  # a port that is no number, a broken IPv6 address
-            valid = False
-        if not valid or any(c.isspace() for c in value):
-            raise ValueError(f"{expected} (scheme {' or '.join(schemes)})")
-        return value.rstrip("/")
+        scheme, _, rest = value.partition("://")
+        hosts = rest.split(",") if schemes[0] == "pulsar" else [rest]  # Pulsar takes a list of brokers
+        if scheme.lower() not in schemes or any(c.isspace() for c in value) or not all(map(_is_host, hosts)):
+            raise ValueError(expected)
+        if "@" in rest.partition("/")[0]:
+            raise ValueError("should hold no user name or password")
+        return f"{scheme.lower()}://{rest.rstrip('/')}"
 
     return parse
 
 
+def _is_host(value: str) -> bool:
+    """Whether `host`, `host:port` or the like with a path behind it can be connected to."""
+    try:
+        parts = urlsplit(f"//{value}")
+        return bool(parts.hostname) and parts.port != 0
+    except ValueError:  # a port that is no number, a broken IPv6 address
+        return False
+
+
+def _host(value: str) -> str:
+    if not re.fullmatch(r"[^\s/]+", value):
+        raise ValueError("should be a host's name or address alone, like 127.0.0.1 or 0.0.0.0")
+    return value
+
+
 def _model_name(value: str) -> str:
     if "/" in value:
+        last = value.rstrip("/").rsplit("/", 1)[-1] or "name"
         raise ValueError(
-            f"should hold no '/', as it becomes part of a topic's name: set MODEL_NAME={value.rsplit('/', 1)[-1]} "
-            f"and UPSTREAM_MODEL={value}"
+            f"should hold no '/', as it becomes part of a topic's name: set MODEL_NAME={last} and UPSTREAM_MODEL={value}"
         )
     return _topic(value)
 
@@ -96,10 +111,14 @@ def _topic(value: str) -> str:
     return value
 
 
-def _existing_file(value: str) -> str:
-    path = Path(value).expanduser()
-    if not path.is_file():
-        raise ValueError(f"should be the path of a file: there is none at {path}")
+def _readable_file(value: str) -> str:
+    try:
+        path = Path(value).expanduser()
+        readable = path.is_file() and os.access(path, os.R_OK)
+    except (OSError, RuntimeError):  # a name that is too long, a home that nobody has
+        readable = False
+    if not readable:
+        raise ValueError("should be the path of a file that can be read")
     return str(path)
 
 
@@ -120,38 +139,62 @@ class Settings:
         "demo", _choice("remote", "local", "demo", aliases={"api": "remote"}),
         "remote: an API answers; local: a model process on this machine; demo: a fixed answer",
     )
-    model_name: str = variable("", _model_name, "the model's name, and the topic's: model-{MODEL_NAME}", shown_default="static, for the demo")
+    model_name: str = variable(
+        "", _model_name, "the model's name, and the topic's: model-{MODEL_NAME}", shown_default="static, for the demo"
+    )
     api_url: str = variable("", _url("https", "http"), "the API: https://api.openai.com, …/v1 or a full …/chat/completions")
     api_key: str = variable("", _text, "the API's key; never logged", secret=True)
-    api_key_file: str = variable("", _existing_file, "a file that holds API_KEY, instead of it")
-    upstream_model: str = variable("", _text, "the model's name at the API, where it is not MODEL_NAME", shown_default="MODEL_NAME")
+    api_key_file: str = variable("", _readable_file, "a file that holds API_KEY, instead of it", secret=True)
+    upstream_model: str = variable(
+        "", _text, "the model's name at the API, where it is not MODEL_NAME", shown_default="MODEL_NAME"
+    )
     max_process_num: int = variable(128, _whole(1, 65536), "requests handled at once, over all children")
-    backend_processes: int = variable(0, _whole(1, 512), "backend children", shown_default="enough for the cores and for 64 requests each")
+    backend_processes: int = variable(
+        0, _whole(1, 512), "backend children", shown_default="enough for the cores and for 64 requests each"
+    )
     pulsar_url: str = variable("", _url("pulsar", "pulsar+ssl"), "the queue: pulsar://host:6650 or pulsar+ssl://host:6651")
     pulsar_token: str = variable("", _text, "token for Pulsar; never logged", secret=True)
-    pulsar_token_file: str = variable("", _existing_file, "a file that holds PULSAR_TOKEN, instead of it")
-    pulsar_admin_url: str = variable("", _url("http", "https"), "Pulsar's admin address, http://host:8080: lets the gateway list models and refuse unknown ones")
+    pulsar_token_file: str = variable("", _readable_file, "a file that holds PULSAR_TOKEN, instead of it", secret=True)
+    pulsar_admin_url: str = variable(
+        "", _url("http", "https"),
+        "Pulsar's admin address, http://host:8080: lets the gateway list models and refuse unknown ones",
+    )
     res_topic_name: str = variable("res-topic", _topic, "topic of the usage records")
     debug: bool = variable(False, _flag, "true: a more talkative log")
     log_format: str = variable("text", _choice("text", "json"), "text or json")
     aimodel_name: str = variable("", _text, "the Kubernetes AIModel that this node serves, named in the usage records")
     aimodel_namespace: str = variable("", _text, "its namespace")
-    port: int = variable(0, _whole(1, 65535), "port of the gateway; where set, the node starts one", shown_default="no gateway; python -m gateway: 8081")
-    host: str = variable("127.0.0.1", _text, "address that the gateway binds")
+    port: int = variable(
+        0, _whole(1, 65535), "port of the gateway; where set, the node starts one",
+        shown_default="no gateway; python -m gateway: 8081",
+    )
+    host: str = variable("127.0.0.1", _host, "address that the gateway binds")
     answer_url: str = variable("", _url("http", "https"), "where nodes reach the gateway", shown_default="http://HOST:PORT")
-    timeout_s: float = variable(300.0, _seconds, "how long the gateway waits for an answer, or for the next piece of a stream", name="TIMEOUT", shown_default="5m")
-    model_path: str = variable("", _existing_file, "local: a GGUF file, or a llamafile", shown_default="SmolLM2-135M, once ./local.sh has run")
-    model_command: str = variable("", _text, "local: a command that serves OpenAI's API; {port} and {model} are filled in")
+    timeout_s: float = variable(
+        300.0, _seconds, "how long the gateway waits for an answer, or for the next piece of a stream",
+        name="TIMEOUT", shown_default="5m",
+    )
+    model_path: str = variable(
+        "", _readable_file, "local: a GGUF file, or a llamafile", shown_default="SmolLM2-135M, once ./local.sh has run"
+    )
+    model_command: str = variable(
+        "", _text, "local: a command that serves OpenAI's API; {port} and {model} are filled in"
+    )
     local_replicas: int = variable(1, _whole(1, 64), "local: model servers, one child each")
     boot_timeout_s: float = variable(600.0, _seconds, "local: how long a model may take to load")
     connect_timeout_s: float = variable(10.0, _seconds, "to connect to the upstream")
     first_token_timeout_s: float = variable(120.0, _seconds, "from the request sent to the first output of the upstream")
     read_timeout_s: float = variable(60.0, _seconds, "between two pieces of the upstream's output")
-    request_ttl_s: float = variable(300.0, _seconds, "a request older than this, from its first publish, is refused rather than computed")
+    request_ttl_s: float = variable(
+        300.0, _seconds, "a request older than this, from its first publish, is refused rather than computed"
+    )
     max_attempts: int = variable(3, _whole(1, 100), "how often a request is tried before it is answered with the error")
     drain_timeout_s: float = variable(8.0, _seconds, "after SIGTERM, how long running requests may take to end")
-    on_trouble: str = variable("hold", _choice("hold", "answer"), "when the node can serve nobody: hold gives requests back for other nodes, answer answers with the error")
-    ca_bundle: str = variable("", _existing_file, "certificates to trust instead of the system's (PEM)")
+    on_trouble: str = variable(
+        "hold", _choice("hold", "answer"),
+        "when the node can serve nobody: hold gives requests back for other nodes, answer answers with the error",
+    )
+    ca_bundle: str = variable("", _readable_file, "certificates to trust instead of the system's (PEM)")
 
     @property
     def secrets(self) -> tuple[str, ...]:
@@ -180,27 +223,33 @@ def load(environ: Mapping[str, str] | None = None, *, gateway_alone: bool = Fals
         try:
             values[field.name] = field.metadata["parse"](given)
         except ValueError as mistake:
-            shown = "" if not field.repr else f" (it is {given[:100]!r})"
+            # Someone may have put a key, or an address with a password, where it does not belong.
+            shown = "" if not field.repr else f" (it is {redact(re.sub(r'//[^/@]*@', '//…@', given))[:100]!r})"
             mistakes.append(f"{variable_name(field)} {mistake}{shown}")
     for name in ("api_key", "pulsar_token"):
-        _read_secret_file(name, values, mistakes)
+        _read_secret(name, values, mistakes)
     mistakes += _conflicts(values, mistakes, gateway_alone)
     if mistakes:
         raise ConfigurationMistakes(mistakes)
     return Settings(**_derived(values, gateway_alone))
 
 
-def _read_secret_file(name: str, values: dict[str, Any], mistakes: list[str]) -> None:
-    path = values.get(f"{name}_file")
-    if path is None:
+def _read_secret(name: str, values: dict[str, Any], mistakes: list[str]) -> None:
+    """From the variable or the file that holds it; nothing of what is in there may be shown."""
+    variable_, path = name.upper(), values.get(f"{name}_file")
+    if path is not None and name in values:
+        mistakes.append(f"{variable_} and {variable_}_FILE are both set: unset one of them")
         return
-    if name in values:
-        mistakes.append(f"{name.upper()} and {name.upper()}_FILE are both set: unset one of them")
-        return
-    try:
-        values[name] = Path(path).read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        mistakes.append(f"{name.upper()}_FILE should be a readable text file: {error}")
+    if path is not None:
+        variable_ = f"{variable_}_FILE"
+        try:
+            values[name] = Path(path).read_text(encoding="ascii", errors="replace").strip()
+        except OSError as error:
+            mistakes.append(f"{variable_} should be the path of a file that can be read: {error.strerror}")
+            return
+    if name in values and not re.fullmatch(r"(?![\"'])[\x21-\x7e]+", values[name]):
+        verb = "be" if path is None else "hold one line of"
+        mistakes.append(f"{variable_} should {verb} printable ASCII without blanks: check for a line break or quotes copied along")
 
 
 def _conflicts(values: Mapping[str, Any], mistakes: list[str], gateway_alone: bool) -> list[str]:
@@ -216,8 +265,6 @@ def _conflicts(values: Mapping[str, Any], mistakes: list[str], gateway_alone: bo
         found.append(f"MODEL_NAME should be set for NODE_TYPE={node_type}: the model's name, and the topic's")
     if node_type == "remote" and "api_url" not in values and "API_URL" not in refused:
         found.append("API_URL should be set for NODE_TYPE=remote: the API's address, like https://api.openai.com")
-    if "api_key" in values and not re.fullmatch(r"[\x21-\x7e]+", values["api_key"]):
-        found.append("API_KEY should be printable ASCII without blanks: check for a line break or quotes copied along")
     return found
 
 
@@ -243,6 +290,12 @@ def env_example() -> str:
     for field in dataclasses.fields(Settings):
         lines += ["", f"# {field.metadata['help']}", f"# default: {shown_default(field)}", f"#{variable_name(field)}="]
     return "\n".join(lines) + "\n"
+
+
+def readme_table() -> str:
+    """The variables as README.md shows them."""
+    rows = [f"| {variable_name(f)} | {f.metadata['help']} | {shown_default(f)} |" for f in dataclasses.fields(Settings)]
+    return "\n".join(["| variable | meaning | default |", "|---|---|---|", *rows]) + "\n"
 
 
 def shown_default(field: dataclasses.Field[Any]) -> str:

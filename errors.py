@@ -1,13 +1,15 @@
 """What each failure means: one table, one error object, named exit codes.
 
-`verdict()` turns what an upstream did into what the node does about it. It is a pure function of plain data,
-it never raises, and it is the only place where statuses, types and codes of OpenAI's kind are interpreted.
+`verdict()` turns what an upstream did into what the node does about it. It is a function of plain data, it never
+raises, and it is the only place where statuses, types and codes of OpenAI's kind are interpreted.
 """
 
 from __future__ import annotations
 
+import email.utils
 import enum
 import re
+import time
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -76,12 +78,20 @@ def error_object(message: str, type_: str, code: str | int | None = None, param:
     return {"message": message, "type": type_, "param": param, "code": code}
 
 
-_QUOTA = re.compile(r"insufficient_quota|credit_balance_exhausted|spend_limit_exceeded|organization_usage_limit_exceeded|insufficient.balance")
+_QUOTA = re.compile(
+    r"insufficient_quota|credit_balance_exhausted|spend_limit_exceeded|organization_usage_limit_exceeded"
+    r"|billing_not_active|billing_hard_limit_reached|insufficient.balance"
+)
 _TOO_LARGE = re.compile(r"request too large|\blimit \d[\d,]*, requested \d", re.IGNORECASE)
 _THROTTLE = {"rate_limit_exceeded", "slow_down", "tokens", "requests", "rate_limit_error"}
 _CONTEXT = {"context_length_exceeded", "exceed_context_size_error"}
-_RETRY_STATUS = {408, 409, 500, 502, 503, 504, 520, 522, 524, 529}
-_RETRY_NAMES = {"server_error", "server_is_overloaded", "overloaded_error", "internal_server_error", "service_unavailable", "api_error"}
+_KEY_REFUSED = {"invalid_api_key", "ip_not_authorized", "account_deactivated", "unsupported_country_region_territory"}
+_NAMES_OF_401 = {"authentication_error", "invalid_request_error", "invalid_authentication", "invalid_authentication_error"}
+_RETRY_STATUS = {408, 409}  # and all from 500 on but 501
+_RETRY_NAMES = {
+    "server_error", "server_is_overloaded", "overloaded_error", "internal_server_error", "service_unavailable",
+    "service_unavailable_error", "unavailable_error", "api_error", "timeout",
+}  # fmt: skip
 _WORDS: dict[str, str] = {
     "refused": "The upstream refused the connection.",
     "unresolved": "The upstream's name does not resolve.",
@@ -91,68 +101,108 @@ _WORDS: dict[str, str] = {
     "cut": "The upstream cut its answer short.",
     "garbled": "The upstream's answer is not what OpenAI's API sends.",
 }
+_LONGEST_MESSAGE = 4000
+_LONGEST_NAME = 200
 
 
-def verdict(failure: Failure, secrets: tuple[str, ...] = ()) -> Verdict:
-    """What to do about a failure of the upstream. `secrets`: strings to take out of its words."""
+def verdict(failure: Failure, secrets: tuple[str, ...] = (), now_s: float | None = None) -> Verdict:
+    """What to do about a failure of the upstream. `secrets`: strings to take out of its words; `now_s`: UTC seconds,
+    the clock's where it is not given."""
     if failure.kind in _WORDS:
         type_ = "timeout" if failure.kind == "timeout" else "server_error"
         error = error_object(_WORDS[failure.kind], type_, f"upstream_{failure.kind}")
-        scope = Scope.THROTTLE if failure.kind in ("unresolved", "tls") else Scope.RETRY
-        return Verdict(scope, error, "ConfigurationError" if scope is Scope.THROTTLE else None)
-    error = _read_error(failure, secrets)
-    scope, reason = _judge(failure.status, error, failure.body)
-    wait_s = _asked_wait_s(failure.headers) if scope is Scope.THROTTLE else None
-    if failure.headers.get("x-should-retry") == "true" and scope is Scope.REQUEST:
-        scope = Scope.RETRY
-    if failure.headers.get("x-should-retry") == "false" and scope is Scope.RETRY:
-        scope = Scope.REQUEST
+        # Unresolved names and broken TLS pass by themselves once the node has served: no reason for an Event.
+        return Verdict(Scope.THROTTLE if failure.kind in ("unresolved", "tls") else Scope.RETRY, error)
+    fields, message = _look_into(failure.body)
+    scope, reason = _judge(_status(failure, fields), fields, message)
+    scope = _overridden(scope, failure.headers.get("x-should-retry", ""))
+    waits = scope in (Scope.THROTTLE, Scope.RETRY)
+    wait_s = _asked_wait_s(failure.headers, time.time() if now_s is None else now_s) if waits else None
+    error = _error_for_requester(failure, fields, message, secrets)
+    if reason == "APIQuotaExceededError" and http_status(error) != 429:
+        error["code"] = "insufficient_quota"  # in the vendor's words it would read as the requester's mistake, or pass for a fault
     return Verdict(scope, error, reason, wait_s)
 
 
-def _judge(status: int | None, error: ErrorObject, body: bytes) -> tuple[Scope, str | None]:
-    """The table. `status` is None for an error object inside a stream: its names alone decide."""
-    names = {str(error.get("type") or "").lower(), str(error.get("code") or "").lower()}
-    message = str(error.get("message") or "")
+def _judge(status: int | None, fields: dict[str, Any], message: str) -> tuple[Scope, str | None]:
+    """The table, by what the upstream said itself. `status` None: an error inside a stream, its names alone decide."""
+    names = {str(fields[name]).lower() for name in ("type", "code") if isinstance(fields.get(name), str)}
     if any(_QUOTA.search(name) for name in names) or status == 402 or (status == 429 and _QUOTA.search(message.lower())):
         return Scope.NODE, "APIQuotaExceededError"
     if names & _CONTEXT:
         return Scope.REQUEST, None
-    if (status == 429 or names & _THROTTLE) and _TOO_LARGE.search(message):
-        return Scope.REQUEST, None  # no wait will make it fit
     if status == 429 or names & _THROTTLE:
-        return Scope.THROTTLE, None
-    if "invalid_api_key" in names or (status == 401 and names & {"authentication_error", "invalid_request_error", "invalid_authentication"}):
+        # "Limit 30000, Requested 45000": no wait will make it fit.
+        return (Scope.REQUEST if _TOO_LARGE.search(message) else Scope.THROTTLE), None
+    if names & _KEY_REFUSED or (status == 401 and names & _NAMES_OF_401):
         return Scope.NODE, "AuthenticationError"
-    if "unsupported_country_region_territory" in names:
-        return Scope.NODE, "AuthenticationError"
-    if "model_not_found" in names and status in (404, None):
+    if "model_not_found" in names and status in (403, 404, None):
         return Scope.NODE, "ConfigurationError"  # the model's name comes from the node's own configuration
-    if status in _RETRY_STATUS or (status is not None and status > 500) or names & _RETRY_NAMES:
-        return Scope.RETRY, None
-    if status is None and isinstance(error.get("code"), int) and int(error["code"]) >= 500:
+    if status is None:
+        return (Scope.RETRY if names & _RETRY_NAMES or not names else Scope.REQUEST), None
+    if status in _RETRY_STATUS or (status >= 500 and status != 501):  # 501: llama.cpp was not built or started for it
         return Scope.RETRY, None
     return Scope.REQUEST, None
 
 
-def _read_error(failure: Failure, secrets: tuple[str, ...]) -> ErrorObject:
-    """OpenAI's object out of whatever came: its own, a bare string, `{"message"}`, `{"detail"}`, or no JSON at all."""
+def _status(failure: Failure, fields: dict[str, Any]) -> int | None:
+    """The answer's; inside a stream the one that llama.cpp, vLLM and others give as the code."""
+    return failure.status if failure.status is not None else _as_status(fields.get("code"))
+
+
+def _as_status(code: object) -> int | None:
+    if isinstance(code, str) and re.fullmatch(r"[45][0-9][0-9]", code):
+        return int(code)
+    return code if isinstance(code, int) and 400 <= code <= 599 else None
+
+
+def _overridden(scope: Scope, should_retry: str) -> Scope:
+    """x-should-retry is the upstream's own word on it."""
+    if should_retry.lower() == "true" and scope is Scope.REQUEST:
+        return Scope.RETRY
+    return Scope.REQUEST if should_retry.lower() == "false" and scope is Scope.RETRY else scope
+
+
+def _look_into(body: bytes) -> tuple[dict[str, Any], str]:
+    """The fields and the message of whatever came: OpenAI's object, a bare string, `{"message"}`, `{"detail"}`,
+    Google's list of one. The message is empty where there is none."""
     try:
-        body = msgspec.json.decode(failure.body)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        body = None
-    found = body.get("error", body) if isinstance(body, dict) else body
+        found = msgspec.json.decode(body)
+    except (ValueError, RecursionError):
+        return {}, ""
+    if isinstance(found, list) and found:
+        found = found[0]
+    if isinstance(found, dict):
+        found = found.get("error") or found
+    if isinstance(found, str):
+        return {}, found
     fields = found if isinstance(found, dict) else {}
-    message = found if isinstance(found, str) else fields.get("message") or fields.get("detail")
-    if not isinstance(message, str) or not message:
-        message = f"The upstream answered {failure.detail}."
-    type_, code, param = fields.get("type"), fields.get("code"), fields.get("param")
-    return error_object(
-        redact(message, secrets)[:4000],
-        type_ if isinstance(type_, str) and type_ else _type_of(failure.status),
-        code if isinstance(code, str | int) else None,
-        param if isinstance(param, str) else None,
+    said = fields.get("message") or fields.get("detail") or ""
+    return fields, said if isinstance(said, str) else msgspec.json.encode(said).decode()
+
+
+def _plain_text(body: bytes) -> str:
+    """A short line, as proxies send it, behind a colon; of a page there is nothing to show."""
+    text = body[:1000].decode("utf-8", "replace").strip()
+    return f": {text}" if text and text.isprintable() and not text.startswith("<") and len(text) <= 300 else "."
+
+
+def _error_for_requester(failure: Failure, fields: dict[str, Any], message: str, secrets: tuple[str, ...]) -> ErrorObject:
+    def name(key: str) -> str | None:
+        value = fields.get(key)
+        return redact(value[:_LONGEST_NAME], secrets) if isinstance(value, str) and value else None
+
+    message = message or f"The upstream answered {failure.detail}{_plain_text(failure.body)}"
+    code, given = fields.get("code"), _as_status(fields.get("code"))
+    error = error_object(
+        redact(_without(message, secrets)[:_LONGEST_MESSAGE]),
+        name("type") or _type_of(failure.status or given),
+        name("code") or (code if isinstance(code, int) and not isinstance(code, bool) and abs(code) < 2**31 else None),
+        name("param"),
     )
+    if error["code"] is None and failure.status is not None and _known_status(error) is None:
+        error["code"] = str(failure.status)  # the requester's service could not know it from a vendor's own type
+    return error
 
 
 def _type_of(status: int | None) -> str:
@@ -162,60 +212,131 @@ def _type_of(status: int | None) -> str:
     return by_status.get(status, "invalid_request_error")
 
 
-_KEY_LIKE = re.compile(r"\b(?:sk|pk|gsk|xai|key|Bearer)[-_ ][A-Za-z0-9_*.\-]{6,}")
+# Prefixes of keys with at least one figure or mask behind them, as in sk-ab***xyz; a masked key of any other form; a token
+# behind its scheme; a JWT, as Pulsar's tokens are. Bounds keep a long line from taking quadratic time.
+_KEY_LIKE = re.compile(
+    r"\b(?:sk|pk|rk|gsk|xai|hf|key|pplx|nvapi)[-_](?=[\w.*-]{0,100}[0-9*])[\w.*-]{5,}[\w*-]"
+    r"|(?<![\w-])[\w-]+\*{4,}[\w-]*|(?<!\*)\*{8,}[\w-]+"
+    r"|\b(?:bearer|basic)\s+(?=[\w.~+/*-]{0,100}[0-9*])[\w.~+/*-]{6,}=*|\bbearer\s+[\w.~+/*-]{16,}=*"
+    r"|\beyJ[\w-]{8,}(?:\.[\w-]+){1,2}",
+    re.ASCII | re.IGNORECASE,
+)
 
 
 def redact(text: str, secrets: tuple[str, ...] = ()) -> str:
     """`text` without the given secrets and without anything shaped like a key (upstreams echo parts of it)."""
-    for secret in secrets:
+    return _KEY_LIKE.sub("[redacted]", _without(text, secrets))
+
+
+def _without(text: str, secrets: tuple[str, ...]) -> str:
+    for secret in sorted(filter(None, secrets), key=len, reverse=True):  # one may be the beginning of another
         text = text.replace(secret, "[redacted]")
-    return _KEY_LIKE.sub("[redacted]", text)
+    return text
 
 
-def _asked_wait_s(headers: dict[str, str]) -> float | None:
+def _asked_wait_s(headers: dict[str, str], now_s: float) -> float | None:
     """How long the upstream asked to wait, where it did and the figure can be believed: above 0, up to 120 s."""
-    for name, unit in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
-        try:
-            wait_s = float(headers.get(name, "")) * unit
-        except ValueError:
-            continue
-        if 0 < wait_s <= 120:
-            return wait_s
-    return None
+    after = headers.get("retry-after", "")
+    candidates = (
+        _number(headers.get("retry-after-ms", ""), 0.001),
+        _number(after, 1.0),
+        _until(after, headers.get("date", ""), now_s),
+        _bucket_wait_s(headers),
+    )
+    return next((wait_s for wait_s in candidates if wait_s is not None and 0 < wait_s <= 120), None)
+
+
+def _number(value: str, unit: float) -> float | None:
+    return float(value) * unit if re.fullmatch(r"[0-9]{1,9}(\.[0-9]{0,9})?", value) else None
+
+
+def _until(date: str, upstreams_now: str, now_s: float) -> float | None:
+    """Seconds to an HTTP date, by the upstream's own clock where it tells it."""
+    until_s = _http_date_s(date)
+    if until_s is None:
+        return None
+    asked_s = _http_date_s(upstreams_now)
+    return until_s - (now_s if asked_s is None else asked_s)
+
+
+def _http_date_s(value: str) -> float | None:
+    try:
+        return email.utils.parsedate_to_datetime(value).timestamp()
+    except (ValueError, OverflowError, TypeError, IndexError):
+        return None
+
+
+def _bucket_wait_s(headers: dict[str, str]) -> float | None:
+    """Of the buckets that are empty. A reset says when a bucket is full again: a tenth of it brings a tenth back."""
+    waits = []
+    for what in ("requests", "tokens"):
+        reset_s = _go_duration_s(headers.get(f"x-ratelimit-reset-{what}", ""))
+        if reset_s and headers.get(f"x-ratelimit-remaining-{what}") == "0":
+            waits.append(reset_s / 10)
+    return max(waits, default=None)
+
+
+def _go_duration_s(value: str) -> float | None:
+    """`1s`, `6m0s`, `12ms`, and Azure's bare seconds."""
+    if not re.fullmatch(r"(?:[0-9]{1,9}(?:\.[0-9]{1,9})?(?:ms|h|m|s))+|[0-9]{1,9}", value):
+        return None
+    units = {"": 1.0, "ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
+    return sum(float(n) * units[unit] for n, unit in re.findall(r"([0-9.]+)(ms|h|m|s|)", value))
 
 
 _STATUS_BY_CODE = {
     "invalid_api_key": 401,
+    "ip_not_authorized": 401,
+    "unsupported_country_region_territory": 403,
+    "content_policy_violation": 400,
     "model_not_found": 404,
     "rate_limit_exceeded": 429,
-    "insufficient_quota": 429,
     "request_too_large": 413,
+    "slow_down": 503,
+    "server_is_overloaded": 503,
     "timeout": 504,
+    "upstream_refused": 502,
+    "upstream_unresolved": 502,
+    "upstream_tls": 502,
+    "upstream_reset": 502,
     "upstream_timeout": 504,
+    "upstream_cut": 502,
+    "upstream_garbled": 502,
 }
 _STATUS_BY_TYPE = {
     "invalid_request_error": 400,
+    "exceed_context_size_error": 400,
     "authentication_error": 401,
     "permission_error": 403,
+    "request_forbidden": 403,
     "not_found_error": 404,
+    "conflict_error": 409,
     "rate_limit_error": 429,
     "requests": 429,
     "tokens": 429,
-    "insufficient_quota": 429,
     "server_error": 500,
+    "api_error": 500,
+    "not_supported_error": 501,
     "service_unavailable": 503,
+    "service_unavailable_error": 503,
+    "unavailable_error": 503,
+    "overloaded_error": 503,
+    "server_is_overloaded": 503,
     "timeout": 504,
 }
 
 
 def http_status(error: ErrorObject) -> int:
     """The status that OpenAI would have sent with this error object; 500 where nothing is known of it."""
+    return _known_status(error) or 500
+
+
+def _known_status(error: ErrorObject) -> int | None:
     code, type_ = error.get("code"), error.get("type")
-    if isinstance(code, int) and 400 <= code <= 599:  # llama.cpp sends the status as the code
-        return code
-    if isinstance(code, str):
-        if code in _STATUS_BY_CODE:
-            return _STATUS_BY_CODE[code]
-        if code.isdigit() and 400 <= int(code) <= 599:
-            return int(code)
-    return _STATUS_BY_TYPE.get(type_, 500) if isinstance(type_, str) else 500
+    if (as_code := _as_status(code)) is not None:  # llama.cpp sends the status as the code
+        return as_code
+    names = [name.lower() for name in (code, type_) if isinstance(name, str)]
+    if any(_QUOTA.search(name) for name in names):
+        return 429
+    by_name = [table[name] for table in (_STATUS_BY_CODE, _STATUS_BY_TYPE) for name in names if name in table]
+    return by_name[0] if by_name else None

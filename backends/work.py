@@ -63,7 +63,13 @@ class Worker:
         account = Account()
         way = delivery(_address(task), self._couriers, lambda: None)
         way.fail(task.error)
-        outcome = self._delivered(task.number, way, account, "failed", task.error, _address(task))
+        try:
+            outcome = self._delivered(task.number, way, account, "failed", task.error, _address(task))
+        except ChannelBroken:
+            return
+        except Exception:  # as above
+            logger.exception("the refusal of request {} hit a bug of the node", task.request_id)
+            outcome = Outcome(task.number, "undeliverable", task.error)
         if outcome is not None:
             self._report(outcome, way, account)
 

@@ -19,7 +19,7 @@ import msgspec
 
 from ipc.messages import FromChild, ToChild
 
-MAX_FRAME_BYTES = 64 << 20
+MAX_FRAME_BYTES = 128 << 20  # the longest answer that an upstream may give is half of it
 MAX_UNSENT_BYTES = 256 << 20
 _HEADER = struct.Struct(">I")
 _READ_BYTES = 256 << 10
@@ -28,6 +28,10 @@ _T = TypeVar("_T")
 
 class ChannelBroken(Exception):
     """The other side closed its end, or sent what is no frame. The channel and its child are done for."""
+
+
+class ChannelClosed(ChannelBroken):
+    """The other side's end is closed: its process is most likely dying, and its exit code will say more."""
 
 
 class PipeEnd(Protocol):
@@ -49,21 +53,27 @@ class _Frames(Generic[_T]):
         message; what came whole before it has been appended by then."""
         self._buffer += data
         start = 0
-        while len(self._buffer) - start >= _HEADER.size:
-            (length,) = _HEADER.unpack_from(self._buffer, start)
-            if length > MAX_FRAME_BYTES:
-                raise ChannelBroken(f"a frame announces {length:,} bytes, over the limit of {MAX_FRAME_BYTES:,}")
-            end = start + _HEADER.size + length
-            if len(self._buffer) < end:
-                break
-            messages.append(self._message(bytes(self._buffer[start + _HEADER.size : end])))
-            start = end
-        del self._buffer[:start]
+        try:
+            while (end := self._end_of_frame(start)) is not None:
+                messages.append(self._message(bytes(self._buffer[start + _HEADER.size : end])))
+                start = end
+        finally:
+            del self._buffer[:start]
+
+    def _end_of_frame(self, start: int) -> int | None:
+        """None: it is not whole yet."""
+        if len(self._buffer) - start < _HEADER.size:
+            return None
+        (length,) = _HEADER.unpack_from(self._buffer, start)
+        if length > MAX_FRAME_BYTES:
+            raise ChannelBroken(f"a frame announces {length:,} bytes, over the limit of {MAX_FRAME_BYTES:,}")
+        end = start + _HEADER.size + int(length)
+        return end if len(self._buffer) >= end else None
 
     def _message(self, body: bytes) -> _T:
         try:
             return self._decode(body)
-        except msgspec.DecodeError as error:
+        except (ValueError, RecursionError) as error:  # ValueError: msgspec's own, and text that is no UTF-8
             raise ChannelBroken(f"a frame holds no known message: {error}") from None
 
 
@@ -116,7 +126,7 @@ class SupervisorEnd:
         except BlockingIOError:
             self._stuck_since_s = self._stuck_since_s or time.monotonic()
         except OSError as error:
-            raise ChannelBroken(f"the child's end is closed: {error}") from None
+            raise ChannelClosed(f"the child's end is closed: {error}") from None
 
     def receive(self) -> tuple[list[FromChild], ChannelBroken | None]:
         """Everything the child has said by now, and what broke the channel after that, if anything did."""
@@ -130,7 +140,7 @@ class SupervisorEnd:
             return messages, broken
         except OSError as error:
             return messages, ChannelBroken(str(error))
-        return messages, ChannelBroken("the child closed its end")
+        return messages, ChannelClosed("the child closed its end")
 
     def close(self) -> None:
         self._reading.close()
@@ -156,18 +166,35 @@ class ChildEnd:
             raise ChannelBroken(f"the supervisor's end is closed: {error}") from None
 
     def receive(self, timeout_s: float) -> list[ToChild]:
-        """At least one message, or [] when none came in time. Raises ChannelBroken when the supervisor is gone."""
+        """At least one message, or [] when none came in time. Raises ChannelBroken when the supervisor is gone, or has
+        sent what is no message; those before it are returned first."""
         give_up_at_s = time.monotonic() + timeout_s
         messages: list[ToChild] = []
-        while (left_s := give_up_at_s - time.monotonic()) > 0:
-            poll = select.poll()  # select() itself refuses descriptors from 1024 on
-            poll.register(self._reading.fileno(), select.POLLIN)
-            if not poll.poll(left_s * 1000):
+        self._feed(b"", messages)  # what broke the channel last time, behind messages, breaks it now
+        while not messages and (left_s := give_up_at_s - time.monotonic()) > 0:
+            data = self._read(left_s)
+            if data is None:
                 return []
-            data = os.read(self._reading.fileno(), _READ_BYTES)
-            if not data:
-                raise ChannelBroken("the supervisor closed its end")
+            self._feed(data, messages)
+        return messages
+
+    def _feed(self, data: bytes, messages: list[ToChild]) -> None:
+        try:
             self._frames.feed(data, messages)
-            if messages:
-                return messages
-        return []
+        except ChannelBroken:
+            if not messages:
+                raise
+
+    def _read(self, timeout_s: float) -> bytes | None:
+        """None: nothing came in time."""
+        poll = select.poll()  # select() itself refuses descriptors from 1024 on
+        try:
+            poll.register(self._reading.fileno(), select.POLLIN)
+            if not poll.poll(timeout_s * 1000):
+                return None
+            data = os.read(self._reading.fileno(), _READ_BYTES)
+        except OSError as error:
+            raise ChannelBroken(f"reading from the supervisor failed: {error}") from None
+        if not data:
+            raise ChannelBroken("the supervisor closed its end")
+        return data

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from errors import redact
 from ipc.messages import Outcome
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ class Ended:
 
     request_id: str
     stream: bool
-    metadata: dict[str, Any]
+    metadata: dict[str, Any] | None
     attempt: int
     published_ms: float
     received_ms: float
@@ -42,6 +43,7 @@ def record(ended: Ended, settings: Settings, node: str) -> bytes:
     """The record as JSON; fields as docs/wire.md lists them."""
     outcome = ended.outcome
     error = outcome.error or {}
+    timestamps = _timestamps(ended)
     body = {
         "request_id": ended.request_id,
         "usage": {
@@ -62,8 +64,8 @@ def record(ended: Ended, settings: Settings, node: str) -> bytes:
         "upstream_model": outcome.upstream_model,
         "node": {"id": node, "type": settings.node_type, "version": NODE_VERSION},
         "client": client(ended.metadata),
-        "timestamps_ms": _timestamps(ended),
-        "durations_ms": _durations(_timestamps(ended)),
+        "timestamps_ms": timestamps,
+        "durations_ms": _durations(timestamps),
     }
     return msgspec.json.encode(body)
 
@@ -73,9 +75,9 @@ def record_id(request_id: str) -> str:
     return hashlib.sha256(f"workernode usage {request_id}".encode()).hexdigest()[:32]
 
 
-def client(metadata: dict[str, Any]) -> dict[str, str]:
+def client(metadata: dict[str, Any] | None) -> dict[str, str]:
     """What the requester's headers say of it, as far as that is no secret."""
-    headers = metadata.get("headers")
+    headers = (metadata or {}).get("headers")
     if not isinstance(headers, dict):
         return {}
     found = {}
@@ -83,7 +85,7 @@ def client(metadata: dict[str, Any]) -> dict[str, str]:
         if isinstance(name, str) and name.lower() in _CLIENT_HEADERS:
             first = values[0] if isinstance(values, list) and values else values
             if isinstance(first, str):
-                found[name.lower()] = first[:200]
+                found[name.lower()] = redact(first[:200])
     return found
 
 
@@ -113,4 +115,5 @@ def _durations(at: dict[str, float | None]) -> dict[str, float | None]:
 
 
 def _between(start: float | None, end: float | None) -> float | None:
-    return None if start is None or end is None else round(end - start, 3)
+    """Never below 0: the publisher's clock may be ahead of ours."""
+    return None if start is None or end is None else max(0.0, round(end - start, 3))

@@ -6,12 +6,15 @@
 `waiting` has no child; `begun` has output on its way to the requester and can only be ended; `delivering` is computed
 and holds no slot; `settling` waits for the queue to confirm what its end published. A refusal (a final error on its
 way) passes the same states.
+
+A request may come as several messages: again with the same key after a reconnect, and under another key where it was
+published twice. It is one entry all the same, until all of its messages can be acknowledged.
 """
 
 from __future__ import annotations
 
 import enum
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import Hashable
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
@@ -32,18 +35,22 @@ class Admission(enum.Enum):
     """What a message from the queue is to the ledger."""
 
     NEW = "new"
-    HELD = "held"  # a redelivery of what is in our hands: nothing to do
-    SETTLED = "settled"  # a redelivery of what has ended: acknowledge it again
+    HELD = "held"  # of a request in our hands: acknowledged together with it
+    SETTLED = "settled"  # of one that has ended: acknowledge it again
 
 
 @dataclass
 class Entry(Generic[Job]):
+    """`keys`: of all its messages. `has_slot`: from its dispatch until it is computed."""
+
     number: int
-    key: Hashable
+    keys: list[Hashable]
     request_id: str | None
     job: Job
     state: State = State.WAITING
     child: int | None = None
+    has_slot: bool = False
+    answered: bool = False
 
 
 @dataclass
@@ -65,34 +72,50 @@ class Ledger(Generic[Job]):
     def __init__(self) -> None:
         self._entries: dict[int, Entry[Job]] = {}
         self._by_key: dict[Hashable, Entry[Job]] = {}
-        self._waiting: deque[Entry[Job]] = deque()
+        self._by_id: dict[str, Entry[Job]] = {}  # but those that are given back: their copy may arrive any moment
+        self._waiting: OrderedDict[int, Entry[Job]] = OrderedDict()
         self._aboard: dict[int, set[int]] = {}
+        self._slots: dict[int, int] = {}
         self._settled_keys, self._answered_ids = _Memory(), _Memory()
         self._last_number = 0
 
     def judge(self, key: Hashable, request_id: str | None) -> Admission:
-        if key in self._by_key:
+        if self.holder(key, request_id) is not None:
             return Admission.HELD
         if key in self._settled_keys.items or (request_id is not None and request_id in self._answered_ids.items):
             return Admission.SETTLED
         return Admission.NEW
 
+    def holder(self, key: Hashable, request_id: str | None) -> Entry[Job] | None:
+        """The entry that a HELD message belongs to."""
+        if key in self._by_key or request_id is None or key in self._settled_keys.items:
+            return self._by_key.get(key)
+        return self._by_id.get(request_id)
+
+    def join(self, entry: Entry[Job], key: Hashable) -> None:
+        """Another message of a request in hand."""
+        if key not in self._by_key:
+            self._by_key[key] = entry
+            entry.keys.append(key)
+
     def admit(self, key: Hashable, request_id: str | None, job: Job) -> Entry[Job]:
         """Enter a NEW one; it waits."""
         self._last_number += 1
-        entry = Entry(self._last_number, key, request_id, job)
-        self._entries[entry.number] = self._by_key[key] = entry
-        self._waiting.append(entry)
+        entry = Entry(self._last_number, [key], request_id, job)
+        self._entries[entry.number] = self._by_key[key] = self._waiting[entry.number] = entry
+        if request_id is not None:
+            self._by_id[request_id] = entry
         return entry
 
     def next_waiting(self) -> Entry[Job] | None:
-        return self._waiting[0] if self._waiting else None
+        return next(iter(self._waiting.values()), None)
 
     def dispatch(self, entry: Entry[Job], child: int) -> None:
         self._expect(entry, State.WAITING)
-        self._waiting.remove(entry)
-        entry.state, entry.child = State.DISPATCHED, child
+        del self._waiting[entry.number]
+        entry.state, entry.child, entry.has_slot = State.DISPATCHED, child, True
         self._aboard.setdefault(child, set()).add(entry.number)
+        self._slots[child] = self._slots.get(child, 0) + 1
 
     def begin(self, number: int) -> None:
         """Its first output is about to go out."""
@@ -103,6 +126,7 @@ class Ledger(Generic[Job]):
     def computed(self, number: int) -> None:
         """Only its delivery is still tried; it holds no slot any more."""
         entry = self._entries[number]
+        self._free_slot(entry)
         if entry.state is State.DISPATCHED:
             entry.state = State.DELIVERING
 
@@ -110,21 +134,32 @@ class Ledger(Generic[Job]):
         """Its child can do no more for it; it goes before the others, as it has waited already."""
         self._leave_child(entry)
         entry.state = State.WAITING
-        self._waiting.appendleft(entry)
+        self._waiting[entry.number] = entry
+        self.hurry(entry)
 
-    def settle(self, entry: Entry[Job]) -> None:
-        """It has its end; what is left is between the node and the queue."""
-        if entry.state is State.WAITING:
-            self._waiting.remove(entry)
+    def hurry(self, entry: Entry[Job]) -> None:
+        """Before all others that wait."""
+        self._expect(entry, State.WAITING)
+        self._waiting.move_to_end(entry.number, last=False)
+
+    def settle(self, entry: Entry[Job], *, answered: bool) -> None:
+        """It has its end; what is left is between the node and the queue. `answered`: its requester has its final
+        answer, so the same request is not computed again."""
+        self._waiting.pop(entry.number, None)
         self._leave_child(entry)
-        entry.state = State.SETTLING
+        entry.state, entry.answered = State.SETTLING, answered
+        if not answered:
+            self._forget_id(entry)
 
-    def forget(self, entry: Entry[Job], *, answered: bool) -> None:
-        """Acknowledged. `answered`: its requester has its final answer, so the same request is not computed again."""
+    def forget(self, entry: Entry[Job]) -> None:
+        """All its messages are acknowledged."""
         self._expect(entry, State.SETTLING)
-        del self._entries[entry.number], self._by_key[entry.key]
-        self._settled_keys.add(entry.key)
-        if answered and entry.request_id is not None:
+        del self._entries[entry.number]
+        for key in entry.keys:
+            del self._by_key[key]
+            self._settled_keys.add(key)
+        self._forget_id(entry)
+        if entry.answered and entry.request_id is not None:
             self._answered_ids.add(entry.request_id)
 
     def get(self, number: int) -> Entry[Job] | None:
@@ -138,15 +173,14 @@ class Ledger(Generic[Job]):
 
     def load(self, child: int) -> int:
         """Slots in use in a child."""
-        return sum(self._entries[n].state is not State.DELIVERING for n in self._aboard.get(child, ()))
+        return self._slots.get(child, 0)
 
     def waiting(self) -> list[Entry[Job]]:
-        return list(self._waiting)
+        return list(self._waiting.values())
 
     def in_hand(self) -> int:
         """Requests that hold a slot or wait for one."""
-        held = sum(self.load(child) for child in self._aboard)
-        return len(self._waiting) + held
+        return len(self._waiting) + sum(self._slots.values())
 
     def running(self) -> int:
         """Requests that are some child's business, with a slot or without."""
@@ -156,11 +190,24 @@ class Ledger(Generic[Job]):
         return len(self._entries)
 
     def _leave_child(self, entry: Entry[Job]) -> None:
-        if entry.child is not None:
-            self._aboard[entry.child].discard(entry.number)
-            if not self._aboard[entry.child]:
-                del self._aboard[entry.child]
-            entry.child = None
+        if entry.child is None:
+            return
+        self._free_slot(entry)
+        self._aboard[entry.child].discard(entry.number)
+        if not self._aboard[entry.child]:
+            del self._aboard[entry.child]
+        entry.child = None
+
+    def _free_slot(self, entry: Entry[Job]) -> None:
+        if entry.child is not None and entry.has_slot:
+            entry.has_slot = False
+            self._slots[entry.child] -= 1
+            if not self._slots[entry.child]:
+                del self._slots[entry.child]
+
+    def _forget_id(self, entry: Entry[Job]) -> None:
+        if entry.request_id is not None and self._by_id.get(entry.request_id) is entry:
+            del self._by_id[entry.request_id]
 
     @staticmethod
     def _expect(entry: Entry[Job], state: State) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -19,7 +19,7 @@ from loguru import logger
 from errors import error_object
 from ipc.messages import Outcome, Refuse, Task
 from messaging import redelivery
-from messaging.consumer import Received
+from messaging.consumer import Key, Received
 from messaging.envelope import Request, UnreadableRequest, decode
 from messaging.publisher import Publish
 from messaging.redelivery import History
@@ -32,11 +32,15 @@ if TYPE_CHECKING:
 
 DEAD_LETTER_SUBSCRIPTION = "workernode"
 MAX_DEAD_LETTER_BYTES = 4 << 20  # below Pulsar's limit of 5 MiB for a message with its properties
+REFUSAL_WITHIN_S = 10.0  # at least, though the request's own time is over
 
 
 @dataclass
 class Job:
-    """What the node knows of one request. `refusal`: the final error that is on its way instead of a result."""
+    """What the node knows of one request. `refusal`: the final error that is on its way instead of a result.
+
+    copies: the newest delivery of each of its messages. An older delivery's id would not do: after a reconnect the
+    client counts the acknowledgements of a batch anew."""
 
     received: Received
     request: Request
@@ -46,6 +50,7 @@ class Job:
     dispatched_ms: float | None = None
     refusal: dict[str, Any] | None = None
     dead_letter: bool = False
+    copies: dict[Key, Received] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -79,44 +84,60 @@ class Requests:
             request, unreadable = decode(received.payload), None
         except UnreadableRequest as error:
             request, unreadable = _what_could_be_read(error), error
-        admission = self.ledger.judge(received.key, request.request_id or None)
-        if admission is Admission.SETTLED:
-            self._acknowledge(received)
-        if admission is not Admission.NEW:
+        if not self._is_new(received, request.request_id or None, history):
             return
-        job = Job(received, request, history, time.monotonic(), _now_ms())
+        job = Job(received, request, history, time.monotonic(), _now_ms(), copies={received.key: received})
         entry = self.ledger.admit(received.key, request.request_id or None, job)
         if unreadable is not None:
             self._refuse_unreadable(entry, unreadable)
         elif redelivery.expired(history, job.received_ms, self._settings.request_ttl_s):
-            self._give_up(entry, _expired_error(self._settings.request_ttl_s, history.last_error))
+            self._give_up(entry, self._expired_error(history))
+
+    def _is_new(self, received: Received, request_id: str | None, history: History) -> bool:
+        holder = self.ledger.holder(received.key, request_id)
+        if holder is not None:
+            self.ledger.join(holder, received.key)
+            holder.job.copies[received.key] = received
+            holder.job.history = redelivery.merged(holder.job.history, history)
+            return False
+        if self.ledger.judge(received.key, request_id) is Admission.SETTLED:
+            logger.debug("a message of request {}, which has ended, is acknowledged again", request_id)
+            self._acknowledge(received)
+            return False
+        return True
 
     def _refuse_unreadable(self, entry: Entry[Job], unreadable: UnreadableRequest) -> None:
         logger.error("a message is no request and becomes a dead letter ({}): {}", unreadable.request_id or "no request_id", unreadable)
         error = error_object(f"The message is no valid request: {unreadable}", "invalid_request_error", "invalid_message")
-        entry.job.dead_letter = True
-        entry.job.history = replace(entry.job.history, last_error=str(unreadable))
         if unreadable.request_id and unreadable.endpoint:
-            entry.job.refusal = error
+            self._give_up(entry, error)
         else:
+            entry.job.dead_letter = True
+            self._note_error(entry.job, error)
             self._finish(entry, Outcome(entry.number, "undeliverable", error))
 
     # leaving for a child
 
     def next_for_child(self) -> Entry[Job] | None:
-        return self.ledger.next_waiting()
+        """Refusals come first. What has waited too long for a child becomes one: in hand its time runs as well."""
+        entry = self.ledger.next_waiting()
+        if entry is not None and entry.job.refusal is None:
+            history = entry.job.history
+            if redelivery.expired(history, _now_ms(), self._settings.request_ttl_s):
+                self._give_up(entry, self._expired_error(history))
+        return entry
 
     def board(self, entry: Entry[Job], child: int) -> Task | Refuse:
         """Note that it is the child's now; the message to send."""
         self.ledger.dispatch(entry, child)
         job = entry.job
         job.dispatched_ms = _now_ms()
-        ttl_left_s = self._settings.request_ttl_s - (job.received_ms - job.history.published_ms) / 1000
-        deadline_at_s = job.received_at_s + max(0.0, ttl_left_s)
+        deadline_at_s = job.received_at_s + self._ttl_left_s(job.history, job.received_ms)
         first = job.history.attempt == 1
         request = job.request
         common = (entry.number, request.request_id, request.stream, request.endpoint)
         if job.refusal is not None:
+            deadline_at_s = max(deadline_at_s, time.monotonic() + REFUSAL_WITHIN_S)
             return Refuse(*common, job.refusal, job.received_at_s, deadline_at_s, first)
         return Task(*common, bytes(request.data), job.received_at_s, deadline_at_s, first)
 
@@ -137,7 +158,7 @@ class Requests:
             return None  # of a request that was taken from its child meanwhile
         error = outcome.error or {}
         if outcome.end == "retry":
-            self._try_again(entry, error)
+            self._try_again(entry, error, outcome.wait_s or 0.0)
             return None
         if outcome.end == "throttle":
             self._put_back(entry, entry.job.history, outcome.wait_s or redelivery.FIRST_DELAY_S)
@@ -147,6 +168,8 @@ class Requests:
             return Pushback(str(error.get("message")), outcome.wait_s, outcome.reason)
         if outcome.end == "undeliverable":
             entry.job.dead_letter = True
+            if entry.job.refusal is None:
+                self._note_error(entry.job, error)
         self._finish(entry, outcome)
         return None
 
@@ -156,14 +179,14 @@ class Requests:
         blame: an attempt is counted, as the request may be what killed it."""
         for entry in self.ledger.aboard(child):
             error = error_object("The process that worked on this request died; it was not finished.", "server_error", "node_child_died")
-            job = entry.job
-            if job.refusal is not None or entry.state is State.BEGUN:
-                job.refusal = job.refusal or error
-                self.ledger.wait_again(entry)
+            if entry.job.refusal is not None:
+                self.ledger.wait_again(entry)  # any other child can deliver it
+            elif entry.state is State.BEGUN:
+                self._refuse(entry, error)
             elif blame:
                 self._try_again(entry, {**error, "message": f"{error['message']} ({cause})"})
             else:
-                self._put_back(entry, job.history, 0.0)
+                self._put_back(entry, entry.job.history, 0.0)
 
     def give_back_waiting(self) -> int:
         """Hand what no child has to other nodes, uncounted. Refusals stay: any child of ours can deliver them."""
@@ -174,17 +197,20 @@ class Requests:
 
     # decisions
 
-    def _try_again(self, entry: Entry[Job], error: dict[str, Any]) -> None:
+    def _try_again(self, entry: Entry[Job], error: dict[str, Any], wait_s: float = 0.0) -> None:
+        """`wait_s`: as the upstream asked."""
         job = entry.job
         history = redelivery.next_attempt(job.history, str(error.get("message")), self._settings.max_attempts)
         if history is None:
             self._give_up(entry, error)
             return
-        delay_s = redelivery.delay_s(history, self._dice)
+        delay_s = max(wait_s, redelivery.delay_s(history, self._dice))
         if redelivery.expired(history, _now_ms() + delay_s * 1000, self._settings.request_ttl_s):
             self._give_up(entry, error)
             return
-        logger.info("request {} goes back for attempt {} in {:.1f} s: {}", job.request.request_id, history.attempt, delay_s, history.last_error)
+        logger.info(
+            "request {} goes back for attempt {} in {:.1f} s: {}", job.request.request_id, history.attempt, delay_s, history.last_error
+        )
         self._put_back(entry, history, delay_s)
 
     def _in_trouble(self, entry: Entry[Job], error: dict[str, Any]) -> None:
@@ -196,18 +222,37 @@ class Requests:
     def _give_up(self, entry: Entry[Job], error: dict[str, Any]) -> None:
         """The requester gets the error, the queue a dead letter."""
         entry.job.dead_letter = True
-        entry.job.history = replace(entry.job.history, last_error=str(error.get("message")))
         self._refuse(entry, error)
 
     def _refuse(self, entry: Entry[Job], error: dict[str, Any]) -> None:
+        """It waits before all others: a refusal takes no slot of a child."""
         entry.job.refusal = error
-        if entry.state is not State.WAITING:
+        self._note_error(entry.job, error)
+        if entry.state is State.WAITING:
+            self.ledger.hurry(entry)
+        else:
             self.ledger.wait_again(entry)
+
+    @staticmethod
+    def _note_error(job: Job, error: dict[str, Any]) -> None:
+        """Where the dead letter and the next attempt show it."""
+        job.history = replace(job.history, last_error=str(error.get("message")))
+
+    def _ttl_left_s(self, history: History, now_ms: float) -> float:
+        ttl_s = self._settings.request_ttl_s
+        return min(max(0.0, ttl_s - (now_ms - history.published_ms) / 1000), ttl_s)  # a publisher's clock may be ahead
+
+    def _expired_error(self, history: History) -> dict[str, Any]:
+        tried = f" Its last attempt ended with: {history.last_error}" if history.last_error else ""
+        waited = f"The request waited longer than {self._settings.request_ttl_s:g} s and was not computed."
+        return error_object(waited + tried, "timeout", "request_expired")
 
     # the two ends
 
     def _put_back(self, entry: Entry[Job], history: History, delay_s: float) -> None:
+        """It comes back before its time is over, as its requester waits for the refusal then."""
         job = entry.job
+        delay_s = min(delay_s, self._ttl_left_s(history, _now_ms()))
         properties = {**job.received.properties, **redelivery.write_history(history)}
         topic = request_topic(self._settings.model_name)
         self._settle(entry, [Publish(topic, job.received.payload, properties, delay_s)], answered=False)
@@ -229,27 +274,32 @@ class Requests:
     def _dead_letter(self, job: Job, outcome: Outcome) -> Publish:
         properties = {**job.received.properties, **redelivery.write_history(job.history)}
         fits = len(job.received.payload) + len(outcome.answer or b"") < MAX_DEAD_LETTER_BYTES
-        if outcome.answer is not None and fits:  # computed and paid for, only not deliverable: kept beside the request
+        if outcome.answer is not None and job.refusal is None and fits:
+            # Computed and paid for, only not deliverable: kept beside the request.
             properties["workernode-answer"] = outcome.answer.decode("utf-8", "replace")
         topic = dead_letter_topic(self._settings.model_name)
         return Publish(topic, job.received.payload, properties, subscription=DEAD_LETTER_SUBSCRIPTION)
 
     def _settle(self, entry: Entry[Job], publishes: list[Publish], *, answered: bool) -> None:
         """Acknowledge once all is confirmed; never before, or a crash in between would lose the request."""
-        self.ledger.settle(entry)
+        self.ledger.settle(entry, answered=answered)
         left = len(publishes)
 
         def confirmed() -> None:
             nonlocal left
             left -= 1
-            if left <= 0:
-                self._acknowledge(entry.job.received)
-                self.ledger.forget(entry, answered=answered)
+            if left == 0:
+                self._forget(entry)
 
         for publish in publishes:
             self._publish(publish, confirmed)
         if not publishes:
-            confirmed()
+            self._forget(entry)
+
+    def _forget(self, entry: Entry[Job]) -> None:
+        for received in entry.job.copies.values():
+            self._acknowledge(received)
+        self.ledger.forget(entry)
 
 
 def _log_end(ended: Ended) -> None:
@@ -259,11 +309,6 @@ def _log_end(ended: Ended) -> None:
         "request {} {} in {:.0f} ms, attempt {}, {} + {} tokens{}", ended.request_id, outcome.end, took_ms, ended.attempt,
         outcome.prompt_tokens, outcome.completion_tokens, f": {outcome.error.get('message')}" if outcome.error else "",
     )
-
-
-def _expired_error(ttl_s: float, last_error: str) -> dict[str, Any]:
-    tried = f" Its last attempt ended with: {last_error}" if last_error else ""
-    return error_object(f"The request waited longer than {ttl_s:g} s and was not computed.{tried}", "timeout", "request_expired")
 
 
 def _what_could_be_read(unreadable: UnreadableRequest) -> Request:
