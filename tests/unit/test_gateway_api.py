@@ -66,6 +66,7 @@ def test_headers_reach_the_node_without_credentials(bench: Bench) -> None:
         headers={"user-agent": "curl/8", "Authorization": "Bearer k-secret", "Cookie": "a=k-secret", "x-trace": "1"},
     )
     request = bench.queue.next()
+    assert request.metadata is not None
     headers = request.metadata["headers"]
     assert headers["User-Agent"] == ["curl/8"]
     assert headers["X-Trace"] == ["1"]
