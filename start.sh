@@ -87,6 +87,7 @@ is_free() { ! (exec 3<>"/dev/tcp/127.0.0.1/$1") 2>/dev/null; }
 
 start_pulsar() {
   local home=$1 waited=0
+  [[ $home != *" "* ]] || fail "Pulsar's own script bears no blank in its path, $home"
   command -v java >/dev/null || fail "the Pulsar in $home needs Java (Debian, Ubuntu: apt install openjdk-17-jre-headless)"
   is_free 6650 && is_free 8080 || fail "port 6650 or 8080 is taken: set PULSAR_URL to use the Pulsar that runs there"
   say "Starting Pulsar from $home (its log: $work/pulsar.log); this takes up to a minute"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import socket
 import subprocess
@@ -21,7 +22,7 @@ from backends.modelserver import ModelServer, ModelServerFailed
 from config import Settings, load
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-STUB = f"{sys.executable} {Path(__file__).with_name('openai_stub.py')} {{port}}"
+STUB = f"{shlex.quote(sys.executable)} {shlex.quote(str(Path(__file__).with_name('openai_stub.py')))} {{port}}"
 PARENT = """
 import sys, time
 from backends.modelserver import ModelServer

@@ -54,6 +54,8 @@ def pulsar_home() -> Path:
     """The unpacked distribution, fetched and unpacked first where needed. Raises PulsarUnavailable."""
     if not shutil.which("java") and not os.environ.get("JAVA_HOME"):
         raise PulsarUnavailable("Apache Pulsar needs Java 17 or newer, and there is no `java`")
+    if " " in str(cache_folder()):
+        raise PulsarUnavailable(f"Pulsar's own script bears no blank in its path, {cache_folder()}: set WORKERNODE_CACHE to another folder")
     home = cache_folder() / _FOLDER
     if not home.is_dir():
         with _locked(cache_folder()):
