@@ -122,6 +122,13 @@ def _readable_file(value: str) -> str:
     return str(path)
 
 
+def _folder(value: str) -> str:
+    path = Path(value).expanduser()
+    if path.exists() and not (path.is_dir() and os.access(path, os.W_OK | os.X_OK)):
+        raise ValueError("should be a folder that can be written to, or one that can be made")
+    return str(path)
+
+
 def variable(
     default: Any, parse: Callable[[str], Any], help_text: str, *, name: str | None = None, shown_default: str | None = None,
     secret: bool = False,
@@ -152,7 +159,8 @@ class Settings:
     backend_processes: int = variable(
         0, _whole(1, 512), "backend children", shown_default="enough for the cores and for 64 requests each"
     )
-    pulsar_url: str = variable("", _url("pulsar", "pulsar+ssl"), "the queue: pulsar://host:6650 or pulsar+ssl://host:6651")
+    pulsar_url: str = variable("", _url("pulsar", "pulsar+ssl"), "the queue: pulsar://host:6650 or pulsar+ssl://host:6651",
+        shown_default="the embedded broker, for one machine")
     pulsar_token: str = variable("", _text, "token for Pulsar; never logged", secret=True)
     pulsar_token_file: str = variable("", _readable_file, "a file that holds PULSAR_TOKEN, instead of it", secret=True)
     pulsar_admin_url: str = variable(
@@ -160,6 +168,9 @@ class Settings:
         "Pulsar's admin address, http://host:8080: lets the gateway list models and refuse unknown ones",
     )
     res_topic_name: str = variable("res-topic", _topic, "topic of the usage records")
+    state_dir: str = variable(
+        "", _folder, "folder for what has to outlive the node: the embedded broker's messages", shown_default="state/ beside supervisor.py"
+    )
     debug: bool = variable(False, _flag, "true: a more talkative log")
     log_format: str = variable("text", _choice("text", "json"), "text or json")
     aimodel_name: str = variable("", _text, "the Kubernetes AIModel that this node serves, named in the usage records")
@@ -228,7 +239,7 @@ def load(environ: Mapping[str, str] | None = None, *, gateway_alone: bool = Fals
             mistakes.append(f"{variable_name(field)} {mistake}{shown}")
     for name in ("api_key", "pulsar_token"):
         _read_secret(name, values, mistakes)
-    mistakes += _conflicts(values, mistakes, gateway_alone)
+    mistakes += _conflicts(values, mistakes, gateway_alone, _needs_queue(values, environ, gateway_alone))
     if mistakes:
         raise ConfigurationMistakes(mistakes)
     return Settings(**_derived(values, gateway_alone))
@@ -252,12 +263,19 @@ def _read_secret(name: str, values: dict[str, Any], mistakes: list[str]) -> None
         mistakes.append(f"{variable_} should {verb} printable ASCII without blanks: check for a line break or quotes copied along")
 
 
-def _conflicts(values: Mapping[str, Any], mistakes: list[str], gateway_alone: bool) -> list[str]:
+def _needs_queue(values: Mapping[str, Any], environ: Mapping[str, str], gateway_alone: bool) -> str:
+    """Why there must be a PULSAR_URL; "" where the embedded broker may serve instead: it is for one machine."""
+    if gateway_alone:
+        return "for a gateway by itself"
+    return "in Kubernetes" if environ.get("KUBERNETES_SERVICE_HOST") or values.get("aimodel_name") else ""
+
+
+def _conflicts(values: Mapping[str, Any], mistakes: list[str], gateway_alone: bool, needs_queue: str) -> list[str]:
     """What is wrong between variables; a variable that was refused by itself is not complained of twice."""
     refused = {line.split(" ", 1)[0] for line in mistakes}
     found = []
-    if "pulsar_url" not in values and "PULSAR_URL" not in refused:
-        found.append("PULSAR_URL should be set: the queue's address, like pulsar://localhost:6650")
+    if "pulsar_url" not in values and "PULSAR_URL" not in refused and needs_queue:
+        found.append(f"PULSAR_URL should be set {needs_queue}: the queue's address, like pulsar://localhost:6650")
     if gateway_alone:
         return found
     node_type = values.get("node_type", "demo")

@@ -83,7 +83,7 @@ class Backend(Protocol):
         """Compute and hand to the sink as it comes. Raises UpstreamFailed, and whatever the sink raises."""
 
     def check(self) -> None:
-        """Called each second: raises BackendUnusable once what it wraps has died."""
+        """Called again and again: raises BackendUnusable once what it wraps has died."""
 
     def pids(self) -> list[int]:
         """Processes that belong to it."""

@@ -20,7 +20,7 @@ from backends.late import LateDeliveries
 from backends.work import Worker
 from errors import ExitCode
 from ipc.channel import ChannelBroken, ChildEnd, PipeEnd
-from ipc.messages import Ready, Refuse, Stop, Task, ToChild, Unusable
+from ipc.messages import Alive, Lease, Ready, Refuse, Stop, Task, ToChild, Unusable
 from ipc.spawned import leave_ending_to_supervisor
 from reporting.log import set_up_log
 
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 LEASE_S = 10.0
 CHECK_EACH_S = 0.5
+LAST_OUTCOMES_WITHIN_S = 5.0
 REFUSALS_AT_ONCE = 4
 
 
@@ -54,6 +55,7 @@ class Child:
         self._refusals = ThreadPoolExecutor(REFUSALS_AT_ONCE, thread_name_prefix="refusal")  # never behind the tasks
         self._stopped = threading.Event()
         self._giving_up = False
+        self._ending = threading.Lock()
 
     def run(self) -> NoReturn:
         threading.Thread(target=self._listen, name="listener", daemon=True).start()
@@ -72,16 +74,20 @@ class Child:
         self._end(ExitCode.OK)
 
     def _give_up(self, unusable: BackendUnusable) -> NoReturn:
-        """What runs is about to fail by itself; its outcomes go out first, as only they know how far each came."""
+        """Said first, so that nothing more is sent here. What runs is about to fail by itself, and its outcomes go out
+        before the end, as only they know how far each came."""
         self._giving_up = True
-        self._tasks.shutdown(wait=True, cancel_futures=False)
         try:
             self._channel.send(Unusable(unusable.message, unusable.permanent))
         except ChannelBroken:
             self._end(ExitCode.SUPERVISOR_GONE)
+        ended = threading.Thread(target=self._tasks.shutdown, daemon=True)
+        ended.start()
+        ended.join(LAST_OUTCOMES_WITHIN_S)
         self._end(ExitCode.BACKEND_UNUSABLE)
 
     def _end(self, code: ExitCode) -> NoReturn:
+        self._ending.acquire()  # for good: the listener and the main thread may both have a reason to end
         try:
             self._backend.stop()
             sys.stderr.flush()
@@ -108,6 +114,8 @@ class Child:
         if isinstance(message, Task):
             if not self._giving_up:  # else the supervisor counts it among what was aboard when this child ended
                 self._tasks.submit(self._worker.compute, message)
+        elif isinstance(message, Lease):
+            self._channel.send(Alive())
         elif isinstance(message, Refuse):
             self._refusals.submit(self._worker.refuse, message)
 

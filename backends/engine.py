@@ -121,6 +121,7 @@ def _llama_cpp(model: Path, settings: Settings) -> Engine:
     script = str(ROOT / "backends" / "xllama.py")
     # -P: the script's folder stays off sys.path, or backends/ would hide modules of the same names.
     arguments = [sys.executable, "-P", script, "--model", str(model), "--port", "{port}", "--slots", str(count)]
+    arguments += ["--alias", settings.upstream_model]
     if settings.local_replicas > 1:  # alone, llama.cpp knows better: it counts cores, not hyper-threads
         arguments += ["--threads", str(cores)]
     return Engine(model.name, tuple(arguments), count)

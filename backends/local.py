@@ -13,7 +13,7 @@ from backends.modelserver import ModelServer
 if TYPE_CHECKING:
     from config import Settings
 
-STOP_WITHIN_S = 5.0
+STOP_WITHIN_S = 3.0  # below what the supervisor gives the child
 
 
 class LocalBackend:

@@ -1,6 +1,6 @@
 """llama.cpp's own HTTP server, from the xllamacpp wheel, in a process of its own.
 
-    python -P backends/xllama.py --model FILE --port PORT --slots N [--context TOKENS] [--threads N]
+    python -P backends/xllama.py --model FILE --port PORT --slots N [--context TOKENS] [--alias NAME] [--threads N]
 
 Serves OpenAI's API on 127.0.0.1 until a signal ends it. `/health` says 503 while the model loads.
 Exit status 1, with llama.cpp's reasons on stderr, where the model cannot be loaded or the port is taken.
@@ -38,12 +38,14 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--slots", type=int, required=True, help="requests computed at once")
     parser.add_argument("--context", type=int, default=4096, help="tokens of prompt and answer together, per slot")
+    parser.add_argument("--alias", help="the model's name in answers; by default its path")
     parser.add_argument("--threads", type=int, default=-1, help="CPU threads; by default as llama.cpp chooses")
     return parser.parse_args(arguments)
 
 
 def _parameters(params: Any, options: argparse.Namespace) -> Any:
     params.model.path = options.model
+    params.model_alias = {options.alias or options.model}
     params.hostnames, params.port = ["127.0.0.1"], options.port
     params.n_parallel = options.slots
     # The context is allocated at once and divided by the slots. A shared one (kv_unified) would let a long request

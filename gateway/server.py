@@ -23,7 +23,7 @@ from gateway.models import Models, PulsarAdmin
 from gateway.nodes import MAX_ANSWER_BYTES
 from gateway.problem import unavailable
 from gateway.publisher import PulsarPublisher
-from messaging.client import open_client
+from messaging.client import close_in_time, open_client
 
 _FLUSH_TIMEOUT_S = 3
 _CLOSE_TIMEOUT_S = 3.0
@@ -73,7 +73,7 @@ async def _serve(
     logger.info("gateway on http://{}, answers to {}", address(settings.host, settings.port), gateway.answer_url)
     await run(gateway, listener, ready, stop, settings.drain_timeout_s)
     models.close()
-    _close_in_time(publisher)
+    close_in_time(publisher.close, _CLOSE_TIMEOUT_S)
 
 
 async def run(
@@ -179,10 +179,3 @@ def primary_address() -> str:
             return str(probe.getsockname()[0])
     logger.warning("this machine has no route anywhere: nodes elsewhere need ANSWER_URL")
     return "127.0.0.1"
-
-
-def _close_in_time(publisher: PulsarPublisher) -> None:
-    """The client waits for a queue that is away; the process need not."""
-    closing = threading.Thread(target=publisher.close, daemon=True)
-    closing.start()
-    closing.join(_CLOSE_TIMEOUT_S)

@@ -38,7 +38,7 @@ class Refuse(msgspec.Struct, frozen=True, tag="refuse"):
 
 
 class Lease(msgspec.Struct, frozen=True, tag="lease"):
-    """Supervisor → child: I live, and you may go on for `LEASE_S`."""
+    """Supervisor → child: I live, and you may go on for a while (backends/child.py says for how long)."""
 
 
 class Stop(msgspec.Struct, frozen=True, tag="stop"):
@@ -57,6 +57,10 @@ class Unusable(msgspec.Struct, frozen=True, tag="unusable"):
 
     message: str
     permanent: bool
+
+
+class Alive(msgspec.Struct, frozen=True, tag="alive"):
+    """Child → supervisor: a lease was read."""
 
 
 class Begun(msgspec.Struct, frozen=True, tag="begun"):
@@ -103,4 +107,4 @@ class Outcome(msgspec.Struct, frozen=True, tag="outcome"):
 
 
 ToChild = Task | Refuse | Lease | Stop
-FromChild = Ready | Unusable | Begun | Computed | Outcome
+FromChild = Ready | Alive | Unusable | Begun | Computed | Outcome

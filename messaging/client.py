@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
+from collections.abc import Callable
 from typing import TYPE_CHECKING, NoReturn
 
 import pulsar
@@ -25,6 +27,13 @@ def open_client(settings: Settings, *, operation_timeout_s: int = 10) -> pulsar.
         # its threads, costs the interpreter's lock and can abort the process at its end.
         logger=pulsar.ConsoleLogger(pulsar.LoggerLevel.Warn) if settings.debug else pulsar.FileLogger(pulsar.LoggerLevel.Error, os.devnull),
     )
+
+
+def close_in_time(close: Callable[[], object], within_s: float) -> None:
+    """Run `close`, which waits for a queue that is away; the process need not wait longer than this."""
+    closing = threading.Thread(target=close, daemon=True)
+    closing.start()
+    closing.join(within_s)
 
 
 def leave(exit_code: int) -> NoReturn:

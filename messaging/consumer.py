@@ -7,6 +7,7 @@ part was received could not be given back without its finished members coming ba
 from __future__ import annotations
 
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 RECEIVE_TIMEOUT_MS = 500
 RETRY_EACH_S = 3.0
 REMIND_EACH = 20  # of these tries
+LOOK_AFTER_S = 10.0  # without a message
 Key = tuple[int, int, int, int]  # partition, ledger, entry, batch index
 
 
@@ -44,7 +46,14 @@ class Subscribed:
     """The subscription stands; messages can come."""
 
 
-Notice = Subscribed | QueueTrouble
+@dataclass(frozen=True)
+class ReceivingFailed:
+    """A bug of the node: nothing will be received any more."""
+
+    message: str
+
+
+Notice = Subscribed | QueueTrouble | ReceivingFailed
 
 
 class Consumer:
@@ -57,11 +66,15 @@ class Consumer:
         self._arrived: deque[Received] = deque()
         self._allowed = 0
         self._stopping = False
+        self._in_trouble = False
+        self._silent_since_s = time.monotonic()
         self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._run, name="consumer", daemon=True)
 
     def start(self) -> None:
-        self._thread.start()
+        """May be called again: a queue of our own that was started anew has been subscribed to before."""
+        if self._thread.ident is None:
+            self._thread.start()
 
     def take(self) -> list[Received]:
         """What has arrived since the last call."""
@@ -106,12 +119,16 @@ class Consumer:
             logger.debug("closing the Pulsar client: {}", error)
 
     def _run(self) -> None:
-        if not self._subscribe():
-            return
-        self._tell(Subscribed())
-        batch_open = False
-        while self._wait_for_leave(batch_open):
-            batch_open = self._receive_one(batch_open)
+        try:
+            if not self._subscribe():
+                return
+            self._tell(Subscribed())
+            batch_open = False
+            while self._wait_until_allowed(batch_open):
+                batch_open = self._receive_one()
+        except Exception as bug:
+            logger.exception("receiving ended")
+            self._tell(ReceivingFailed(repr(bug)))
 
     def _subscribe(self) -> bool:
         """Try until it stands; False when stopped before. Says at once what is wrong, and reminds each minute."""
@@ -143,18 +160,31 @@ class Consumer:
             return QueueTrouble(f"Pulsar at {url} answers, but gives no subscription of {request_topic(model)}: {error}")
         return None
 
-    def _wait_for_leave(self, batch_open: bool) -> bool:
+    def _wait_until_allowed(self, batch_open: bool) -> bool:
         """Until a message may be received; False: stop. An open batch is always received to its end."""
         with self._changed:
             self._changed.wait_for(lambda: self._stopping or self._allowed > 0 or batch_open)
             return batch_open or not self._stopping
 
-    def _receive_one(self, batch_open: bool) -> bool:
+    def _look_after_silence(self) -> None:
+        """The client says nothing when it loses its broker and waits for it; a look by hand does, once each way."""
+        if time.monotonic() - self._silent_since_s < LOOK_AFTER_S:
+            return
+        self._silent_since_s = time.monotonic()
+        trouble = find_trouble(self._settings)
+        if trouble is not None and not self._in_trouble:
+            self._tell(QueueTrouble(trouble.message))  # never as refused: what was once subscribed may recover
+        elif trouble is None and self._in_trouble:
+            self._tell(Subscribed())
+        self._in_trouble = trouble is not None
+
+    def _receive_one(self) -> bool:
         """Whether a batch is open after it."""
         assert self._consumer is not None
         try:
             message = self._consumer.receive(RECEIVE_TIMEOUT_MS)
         except pulsar.Timeout:
+            self._look_after_silence()
             return False  # an open batch that does not go on was cut off by a reconnect; it will come anew
         except pulsar.PulsarException as error:
             logger.warning("receiving failed: {}", error)
@@ -163,11 +193,22 @@ class Consumer:
             return False
         identifier = message.message_id()
         key = (identifier.partition(), identifier.ledger_id(), identifier.entry_id(), identifier.batch_index())
+        received = Received(key, identifier, message.data(), _properties(message), message.publish_timestamp())
         with self._changed:
             self._allowed -= 1
-            self._arrived.append(Received(key, identifier, message.data(), message.properties(), message.publish_timestamp()))
+            self._arrived.append(received)
+        self._silent_since_s = time.monotonic()
         self._wake()
         return bool(0 <= key[3] < batch_size(identifier) - 1)
+
+
+def _properties(message: pulsar.Message) -> dict[str, str]:
+    """None where they are no text: the client cannot read them, and they can come from anyone."""
+    try:
+        return dict(message.properties())
+    except UnicodeDecodeError:
+        logger.warning("a message's properties are no UTF-8 and count as none")
+        return {}
 
 
 def batch_size(identifier: pulsar.MessageId) -> int:

@@ -15,21 +15,23 @@ from loguru import logger
 
 from errors import ExitCode
 from ipc.channel import ChannelBroken, ChannelClosed, SupervisorEnd
-from ipc.messages import FromChild, Lease, Ready, Stop, ToChild, Unusable
+from ipc.messages import Alive, FromChild, Lease, Ready, Stop, ToChild, Unusable
 from ipc.spawned import signals_held
 
 LEASE_EACH_S = 2.0
 STUCK_AFTER_S = 10.0
+SILENT_AFTER_S = 10.0  # a child that is only starved of the interpreter's lock answers sooner
+LONGEST_DOUBLING = 10
 HEALTHY_AFTER_S = 30.0
 LONGEST_PAUSE_S = 30.0
 REAP_WITHIN_S = 5.0
-LINGER_S = 5.0  # of a backend that ends its model server
+LINGER_S = 6.0  # more than a backend takes to end its model server
 
 
 @dataclass(frozen=True)
 class Role:
     """What a child is for. `main(*arguments, reading, writing)` is what it runs; `capacity`: requests at once, 0 for
-    one that takes none."""
+    one that serves instead (the gateway, the broker)."""
 
     name: str
     main: Callable[..., None]
@@ -50,13 +52,19 @@ class Child:
     last_words: Unusable | None = None
     killed_because: str | None = None
     closed_since_s: float | None = None
+    unanswered_since_s: float | None = None
 
     @property
     def capacity(self) -> int:
         """Requests it may hold at once: none before it is ready, then its share, or what its model server runs."""
-        if self.ready is None or self.killed_because is not None or self.closed_since_s is not None:
+        if self.ready is None or self.last_words is not None or not self.can_be_told:
             return 0
         return min(self.role.capacity, self.ready.slots or self.role.capacity)
+
+    @property
+    def can_be_told(self) -> bool:
+        """It listens, ready or not: a refusal needs no model."""
+        return self.killed_because is None and self.closed_since_s is None
 
     @property
     def pids(self) -> list[int]:
@@ -94,6 +102,9 @@ class Crew:
     def children(self) -> list[Child]:
         return [place.child for place in self._places if place.child is not None]
 
+    def in_role(self, role: str) -> list[Child]:
+        return [child for child in self.children() if child.role.name == role]
+
     def backends(self) -> list[Child]:
         return [child for child in self.children() if child.role.capacity]
 
@@ -104,7 +115,11 @@ class Crew:
         """Fill the empty places whose pause is over."""
         for place in self._places:
             if place.child is None and not place.dismissed and time.monotonic() >= place.start_at_s:
-                place.child = self._spawn(place.role)
+                try:
+                    place.child = self._spawn(place.role)
+                except OSError as error:  # no process, descriptor or memory to be had at the moment
+                    logger.error("{} cannot be started: {}", place.role.name, error)
+                    self._set_pause(place, lived_s=0.0)
 
     def next_start_s(self) -> float | None:
         """When the next pause ends (monotonic)."""
@@ -127,13 +142,19 @@ class Crew:
         logger.debug("{} started as process {}", role.name, process.pid)
         return child
 
-    def dismiss_others(self) -> None:
-        """Ask those that are no backends to end in their own time; nobody follows them."""
+    def dismiss(self, role: str) -> None:
+        """Ask it to end in its own time; nobody follows it."""
         for place in self._places:
-            if not place.role.capacity:
+            if place.role.name == role:
                 place.dismissed = True
                 if place.child is not None:
                     self.send(place.child, Stop())
+
+    def substitute_backends(self, role: Role) -> None:
+        """No backend that dies is followed by another one from now on, but for a single child of this role."""
+        for place in self._places:
+            place.dismissed = place.dismissed or bool(place.role.capacity)
+        self._places.append(_Place(role))
 
     def send(self, child: Child, message: ToChild) -> None:
         """Never blocks; a child that is found dead here is reported dead by `bury`, with all that it was sent aboard."""
@@ -160,8 +181,16 @@ class Crew:
             elif child.channel.has_unsent:
                 self._push(child)
             if renew and broken is None:
-                self.send(child, Lease())
+                self._renew_lease(child)
         return said
+
+    def _renew_lease(self, child: Child) -> None:
+        """Its answer proves that it listens: a stopped or hung process would hold its requests for ever."""
+        now_s = time.monotonic()
+        child.unanswered_since_s = child.unanswered_since_s or now_s
+        if now_s - child.unanswered_since_s > SILENT_AFTER_S:
+            self.kill(child, f"it said nothing for {SILENT_AFTER_S:g} s")
+        self.send(child, Lease())
 
     def _on_broken(self, child: Child, broken: ChannelBroken) -> None:
         """A closed end is how a death shows first, and the exit code will tell more; anything else is a reason to kill."""
@@ -177,7 +206,9 @@ class Crew:
 
     def _noted(self, child: Child, messages: list[FromChild]) -> list[FromChild]:
         for message in messages:
-            if isinstance(message, Ready):
+            if isinstance(message, Alive):
+                child.unanswered_since_s = None
+            elif isinstance(message, Ready):
                 child.ready = message
             elif isinstance(message, Unusable):
                 child.last_words = message
@@ -187,7 +218,7 @@ class Crew:
         try:
             child.channel.flush()
         except ChannelClosed:
-            return  # the next turn reads the same from its other end
+            return  # the next turn reads the same from its reading end
         except ChannelBroken as broken:
             self.kill(child, str(broken))
         if child.channel.stuck_for_s() > STUCK_AFTER_S:
@@ -197,10 +228,10 @@ class Crew:
         """Have the selector wake for channels that hold unsent bytes, and for no others."""
         watched = self._selector.get_map()
         for child in self.children():
-            is_watched = child.channel.write_fd in watched
-            if child.channel.has_unsent and not is_watched:
+            is_watched, wanted = child.channel.write_fd in watched, child.channel.has_unsent and child.can_be_told
+            if wanted and not is_watched:
                 self._selector.register(child.channel.write_fd, selectors.EVENT_WRITE)
-            elif is_watched and not child.channel.has_unsent:
+            elif is_watched and not wanted:
                 self._selector.unregister(child.channel.write_fd)
 
     def kill(self, child: Child, because: str) -> None:
@@ -217,7 +248,7 @@ class Crew:
             if child is not None and child.process.exitcode is not None:
                 dead.append(self._reap(child))
                 place.child = None
-                self._set_pause(place, child)
+                self._set_pause(place, lived_s=time.monotonic() - child.born_s)
         return dead
 
     def _reap(self, child: Child) -> Dead:
@@ -233,11 +264,10 @@ class Crew:
         child.process.close()
         return Dead(child, cause, messages)
 
-    def _set_pause(self, place: _Place, child: Child) -> None:
-        healthy = time.monotonic() - child.born_s > HEALTHY_AFTER_S
-        place.failures = 0 if healthy else place.failures + 1
+    def _set_pause(self, place: _Place, lived_s: float) -> None:
+        place.failures = 0 if lived_s > HEALTHY_AFTER_S else place.failures + 1
         if place.failures > 1:
-            longest_s = min(0.25 * 2.0**place.failures, LONGEST_PAUSE_S)
+            longest_s = min(0.25 * 2.0 ** min(place.failures, LONGEST_DOUBLING), LONGEST_PAUSE_S)
             place.start_at_s = time.monotonic() + longest_s * (0.5 + self._dice.random() / 2)
 
     def stop(self, children: list[Child], within_s: float) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import random
 import selectors
@@ -16,24 +17,32 @@ from loguru import logger
 import backends.child
 from errors import ExitCode
 from ipc.messages import Begun, Computed, FromChild, Outcome, Ready, Unusable
-from messaging.consumer import Consumer, Notice
+from messaging.client import close_in_time, leave
+from messaging.consumer import Consumer, Notice, ReceivingFailed
 from messaging.handshake import QueueTrouble
 from messaging.publisher import Publish, Publisher
+from supervision import services
 from supervision.children import Child, Crew, Role
+from supervision.embedded import with_broker
 from supervision.limit import LocalLimit
 from supervision.mailbox import Mailbox
 from supervision.requests import Pushback, Requests
 
 if TYPE_CHECKING:
+    from broker.options import Options
     from config import Settings
 
 TICK_S = 0.5
+GATEWAY, BROKER = "gateway", "broker"
 THREADS_PER_CHILD = 64  # beyond, threads of one process starve each other of the interpreter's lock
 FIRST_THROTTLE_S = 1.0
 LONGEST_THROTTLE_S = 30.0
+MOST_DOUBLINGS = 10
 QUOTA_RECHECK_S = 60.0
 ENDING_WITHIN_S = 1.5  # after the drain's deadline, for refusals and confirmations on their way
 CHILDREN_END_WITHIN_S = 5.0
+GATEWAY_ENDS_WITHIN_S = 3.5  # past the drain's deadline, for the errors to those that still wait
+QUEUE_CLOSES_WITHIN_S = 3.0
 
 
 @dataclass(frozen=True)
@@ -55,12 +64,15 @@ class Node:
     """Owns the Pulsar client, the ledger, the children and the exit code."""
 
     def __init__(self, settings: Settings) -> None:
-        self._settings = settings
+        options = None
+        if not settings.pulsar_url:
+            settings, options = with_broker(settings)
+        self._settings, self._has_broker = settings, options is not None
         self._mailbox: Mailbox[News] = Mailbox()
         self._selector = selectors.DefaultSelector()
         self._selector.register(self._mailbox.fd, selectors.EVENT_READ)
         dice = random.Random()
-        self._crew = Crew(roles(settings), self._selector, dice)
+        self._crew = Crew(roles(settings, options), self._selector, dice)
         self._consumer = Consumer(settings, self._mailbox.put, self._mailbox.wake)
         self._publisher = Publisher(self._consumer.client)
         self._requests = Requests(settings, self._publish, self._consumer.acknowledge, dice)
@@ -76,7 +88,8 @@ class Node:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda n, _: self._mailbox.put(Signal(n)))
         logger.info("{} node for model {}, at most {} requests at once", *_introduction(self._settings))
-        self._consumer.start()
+        if not self._has_broker:  # else it starts once the broker is ready
+            self._consumer.start()
         try:
             while not self._is_drained():
                 self._crew.start_missing()
@@ -92,6 +105,10 @@ class Node:
         except SecondSignal as second:
             self._crew.kill_all()
             return 128 + second.number
+        except Exception:  # a bug of ours: what is unacknowledged goes to others, and whoever started the node starts it anew
+            logger.exception("the node failed")
+            self._crew.kill_all()
+            return ExitCode.CRASHED
         return self._exit_code
 
     # the loop's steps
@@ -112,6 +129,8 @@ class Node:
                 self._on_signal(news.number)
             elif isinstance(news, QueueTrouble):
                 self._on_queue_trouble(news)
+            elif isinstance(news, ReceivingFailed):
+                raise RuntimeError(f"nothing can be received any more: {news.message}")
             else:
                 logger.info("subscribed at {}", self._settings.pulsar_url)
 
@@ -125,7 +144,8 @@ class Node:
                 self._hear(dead.child, message)
             expected = self._is_draining() and (self._cut_off or not dead.child.role.capacity)
             aboard = len(self._requests.ledger.aboard(dead.child.number))
-            logger.log("INFO" if expected else "WARNING", "{} ended: {}; {} requests were aboard", dead.child.role.name, dead.cause, aboard)
+            words = f"; {aboard} requests were aboard" if dead.child.role.capacity else ""
+            logger.log("INFO" if expected else "WARNING", "{} ended: {}{}", dead.child.role.name, dead.cause, words)
             self._requests.child_died(dead.child.number, dead.cause, blame=not expected)
 
     def _receive(self) -> None:
@@ -137,13 +157,12 @@ class Node:
                 logger.info("gave back {} requests that had not begun", given_back)
 
     def _dispatch(self) -> None:
-        """To the child with the most room. A refusal goes even where a new request would not: it ends one."""
+        """To the child with the most room. A refusal goes to any that listens, whatever it has to do: it needs no model."""
         ledger = self._requests.ledger
         while (entry := self._requests.next_for_child()) is not None:
-            ready = [child for child in self._crew.backends() if child.capacity]
-            child = max(ready, key=lambda c: c.capacity - ledger.load(c.number), default=None)
-            has_room = child is not None and ledger.load(child.number) < child.capacity
-            if child is None or not (has_room or entry.job.refusal):
+            able = [child for child in self._crew.backends() if child.capacity or (entry.job.refusal and child.can_be_told)]
+            child = max(able, key=lambda c: c.capacity - ledger.load(c.number), default=None)
+            if child is None or not (entry.job.refusal or ledger.load(child.number) < child.capacity):
                 return
             self._crew.send(child, self._requests.board(entry, child.number))
 
@@ -188,6 +207,8 @@ class Node:
         elif isinstance(message, Ready):
             room = f", {message.slots} slots" if message.slots else ""
             logger.info("{} is ready after {:.1f} s{}", child.role.name, time.monotonic() - child.born_s, room)
+            if child.role.name == BROKER:
+                self._consumer.start()
         elif isinstance(message, Unusable):
             self._on_unusable(child, message)
 
@@ -203,8 +224,13 @@ class Node:
         elif pushback.reason == "APIQuotaExceededError":
             self._pause(pushback.wait_s or QUOTA_RECHECK_S, f"out of quota: {pushback.message}")
         elif pushback.reason is None or self._holds():
-            self._throttles += 1
-            self._pause(pushback.wait_s or min(FIRST_THROTTLE_S * 2.0**self._throttles, LONGEST_THROTTLE_S), pushback.message)
+            self._pause(pushback.wait_s or self._throttle_s(), pushback.message)
+
+    def _throttle_s(self) -> float:
+        """Twice as long after each pause that helped nobody; what was in flight together counts once."""
+        if time.monotonic() > self._paused_until_s:
+            self._throttles = min(self._throttles + 1, MOST_DOUBLINGS)
+        return min(FIRST_THROTTLE_S * 2.0 ** (self._throttles - 1), LONGEST_THROTTLE_S)
 
     def _holds(self) -> bool:
         return self._settings.on_trouble == "hold"
@@ -239,12 +265,13 @@ class Node:
         """The gateway takes nothing new from now on either, and lives until what it waits for has come."""
         self._drain_until_s = time.monotonic() + self._settings.drain_timeout_s
         self._consumer.stop_receiving()
-        self._crew.dismiss_others()
+        self._crew.dismiss(GATEWAY)
 
     def _cut_off_running(self) -> None:
-        """End the children of what still runs: theirs is given back once they are confirmed dead. One that is spawned
-        anew, or had nothing to do, ends the streams that had begun."""
+        """End the children of what still runs: theirs is given back once they are confirmed dead. Where no other child is
+        left, one without a model, which is there in no time, ends the streams that had begun."""
         ledger = self._requests.ledger
+        self._crew.substitute_backends(backend_role(dataclasses.replace(self._settings, node_type="demo"), 0, 1))
         for child in self._crew.backends():
             if ledger.aboard(child.number):
                 logger.warning("{} still works on {} requests and is ended", child.role.name, len(ledger.aboard(child.number)))
@@ -252,14 +279,22 @@ class Node:
 
     def _end(self) -> None:
         """Backends first, as nothing is left for them; the gateway after them, as their answers went through it; the
-        queue last, as closing it gives to others whatever is still unacknowledged."""
-        backends_ = self._crew.backends()
-        self._crew.stop(backends_, CHILDREN_END_WITHIN_S)
-        self._crew.stop([c for c in self._crew.children() if c not in backends_], CHILDREN_END_WITHIN_S)
+        queue then, as closing it gives to others whatever is still unacknowledged; a broker of our own last."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda n, _: self._end_at_once(n))
+        assert self._drain_until_s is not None
+        self._crew.stop(self._crew.backends(), CHILDREN_END_WITHIN_S)
+        requesters_wait_s = max(0.0, self._drain_until_s - time.monotonic()) + GATEWAY_ENDS_WITHIN_S
+        self._crew.stop(self._crew.in_role(GATEWAY), requesters_wait_s)
         self._publisher.close()
-        self._consumer.close()
+        close_in_time(self._consumer.close, QUEUE_CLOSES_WITHIN_S)
+        self._crew.stop(self._crew.in_role(BROKER), CHILDREN_END_WITHIN_S)
         if len(self._requests.ledger):
             logger.warning("{} requests were not confirmed by the queue; it will give them to others", len(self._requests.ledger))
+
+    def _end_at_once(self, number: int) -> None:
+        self._crew.kill_all()
+        leave(128 + number)
 
     def _publish(self, publish: Publish, confirmed: Callable[[], None]) -> None:
         self._publisher.publish(publish, lambda: self._mailbox.put(Confirmation(confirmed)))
@@ -273,16 +308,17 @@ class SecondSignal(Exception):
         self.number = number
 
 
-def roles(settings: Settings) -> list[Role]:
-    """The children that these settings ask for."""
+def roles(settings: Settings, broker: Options | None) -> list[Role]:
+    """The children that these settings ask for, in the order of their start."""
     count = child_count(settings)
     threads = -(-settings.max_process_num // count)
-    found = [Role(f"backend {n}", backends.child.main, (settings, n, threads), threads) for n in range(count)]
-    if settings.port:
-        import gateway.child
+    found = [Role(BROKER, services.broker, (settings, broker), 0)] if broker else []
+    found += [backend_role(settings, number, threads) for number in range(count)]
+    return found + ([Role(GATEWAY, services.gateway, (settings,), 0)] if settings.port else [])
 
-        found.append(Role("gateway", gateway.child.main, (settings,), 0))
-    return found
+
+def backend_role(settings: Settings, number: int, threads: int) -> Role:
+    return Role(f"backend {number}", backends.child.main, (settings, number, threads), threads)
 
 
 def child_count(settings: Settings) -> int:

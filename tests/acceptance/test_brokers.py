@@ -1,4 +1,4 @@
-"""The test broker itself: what other tests rely on."""
+"""The brokers themselves: what other tests rely on."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from urllib.parse import urlsplit
 import pulsar as pulsar_client
 import pytest
 
-from tests.real.pulsar_server import PulsarServer
+from tests.real.brokers import Broker
 
 
-def _publish(server: PulsarServer, topic: str, token: str | None = None) -> None:
+def _publish(server: Broker, topic: str, token: str | None = None) -> None:
     client = pulsar_client.Client(
         server.url,
         authentication=pulsar_client.AuthenticationToken(token) if token else None,
@@ -25,7 +25,13 @@ def _publish(server: PulsarServer, topic: str, token: str | None = None) -> None
         client.close()
 
 
-def _receive(server: PulsarServer, topic: str) -> bytes:
+def _subscribe(server: Broker, topic: str) -> None:
+    client = pulsar_client.Client(server.url, logger=pulsar_client.ConsoleLogger(pulsar_client.LoggerLevel.Error))
+    client.subscribe(topic, "s", initial_position=pulsar_client.InitialPosition.Earliest)
+    client.close()
+
+
+def _receive(server: Broker, topic: str) -> bytes:
     client = pulsar_client.Client(server.url, logger=pulsar_client.ConsoleLogger(pulsar_client.LoggerLevel.Error))
     try:
         consumer = client.subscribe(topic, "s", initial_position=pulsar_client.InitialPosition.Earliest)
@@ -35,10 +41,9 @@ def _receive(server: PulsarServer, topic: str) -> bytes:
 
 
 @pytest.mark.parametrize("end", ["kill", "stop"])
-def test_messages_outlive_a_restart_on_the_same_ports(own_pulsar: PulsarServer, end: str) -> None:
+def test_messages_outlive_a_restart_on_the_same_ports(own_pulsar: Broker, end: str) -> None:
     topic = f"restart-{uuid.uuid4().hex}"
-    own_pulsar.admin("PUT", f"persistent/public/default/{topic}")
-    own_pulsar.admin("PUT", f"persistent/public/default/{topic}/subscription/s")
+    _subscribe(own_pulsar, topic)
     _publish(own_pulsar, topic)
     getattr(own_pulsar, end)()
     assert not own_pulsar.alive
@@ -48,7 +53,7 @@ def test_messages_outlive_a_restart_on_the_same_ports(own_pulsar: PulsarServer, 
     assert _receive(own_pulsar, topic) == b"hello"
 
 
-def test_tokens_are_asked_for(token_pulsar: PulsarServer) -> None:
+def test_tokens_are_asked_for(token_pulsar: Broker) -> None:
     assert urlsplit(token_pulsar.url).port != 6650
     _publish(token_pulsar, "with-token", token_pulsar.token("admin"))
     with pytest.raises(pulsar_client.PulsarException):

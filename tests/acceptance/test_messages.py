@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import json
+import shlex
+import signal
+import sys
 import time
 import uuid
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
 import pytest
+import urllib3
 
+from tests.real.brokers import Broker
 from tests.real.node import NodeProcess
 from tests.real.processes import wait_until
-from tests.real.pulsar_server import PulsarServer
 from tests.real.requester import Requester
 from tests.real.topics import Topics
 
@@ -25,7 +30,7 @@ class Scene:
     node: NodeProcess
     topics: Topics
     requester: Requester
-    pulsar: PulsarServer
+    pulsar: Broker
 
     def request(self, request_id: str, *, stream: bool = False, **changed: Any) -> dict[str, Any]:
         endpoint = self.requester.websocket_url if stream else self.requester.http_url
@@ -41,7 +46,7 @@ class Scene:
 
 
 @pytest.fixture
-def scene(pulsar: PulsarServer) -> Iterator[Scene]:
+def scene(pulsar: Broker) -> Iterator[Scene]:
     model = f"messages-{uuid.uuid4().hex[:8]}"
     limits = {"REQUEST_TTL_S": "8", "MAX_PROCESS_NUM": "6"}
     variables = {"MODEL_NAME": model, "PULSAR_URL": pulsar.url, "RES_TOPIC_NAME": f"res-{model}", **limits}
@@ -164,3 +169,53 @@ def test_the_same_request_published_twice_is_answered_once(scene: Scene) -> None
     scene.topics.records_of({other})
     scene.wait_empty()
     assert len(scene.requester.posts(request_id)) == 1
+
+
+def test_a_stopped_child_is_replaced_and_its_requests_are_answered(scene: Scene) -> None:
+    """SIGSTOP: the process lives, and says nothing."""
+    stopped = scene.node.backends()
+    for child in stopped:
+        child.suspend()
+    ids = [new_id() for _ in range(6)]
+    for request_id in ids:
+        scene.topics.publish(scene.request(request_id))
+    scene.topics.flush()
+    scene.node.wait_log("it said nothing for", within_s=40)
+    scene.topics.records_of(set(ids), within_s=40)
+    assert all(len(scene.requester.posts(request_id)) == 1 for request_id in ids), "a result, or the refusal of what had expired"
+    wait_until(lambda: not any(child.is_running() for child in stopped), within_s=10, what="end of the stopped ones")
+
+
+def test_a_drain_cuts_a_local_models_stream_with_an_error(pulsar: Broker) -> None:
+    """Its only child is ended with its model server; the stream that had begun gets its end all the same, and at once."""
+    model = f"cut-{uuid.uuid4().hex[:8]}"
+    command = f"{shlex.quote(sys.executable)} -m tests.real.upstream --port {{port}}"
+    variables = {
+        "NODE_TYPE": "local", "MODEL_COMMAND": command, "MODEL_NAME": model, "PULSAR_URL": pulsar.url,
+        "RES_TOPIC_NAME": f"res-{model}", "DRAIN_TIMEOUT_S": "1",
+    }  # fmt: skip
+    with Topics(pulsar.url, model, f"res-{model}") as topics, Requester() as requester, NodeProcess(variables) as node:
+        scene, request_id = Scene(node, topics, requester, pulsar), new_id()
+        body = {"model": model, "mock": "hang-midstream", "messages": [{"role": "user", "content": "hi"}]}
+        topics.publish(scene.request(request_id, stream=True, data=body))
+        wait_until(lambda: requester.frames(request_id), within_s=20, what="the first piece")
+        node.signal(signal.SIGTERM)
+        assert node.wait(10) == 0
+        *_, last = requester.stream(request_id)
+        assert last["data"]["error"]["code"] == "node_child_died"
+        scene.wait_empty()
+
+
+def test_a_draining_gateway_tells_those_who_wait(pulsar: Broker) -> None:
+    variables = {"MODEL_NAME": f"drain-{uuid.uuid4().hex[:8]}", "PULSAR_URL": pulsar.url, "DRAIN_TIMEOUT_S": "2"}
+    with NodeProcess(variables, gateway=True) as node, ThreadPoolExecutor(1) as threads:
+        body = {"model": f"nobody-{uuid.uuid4().hex[:8]}", "messages": [{"role": "user", "content": "hi"}]}
+        waiting = threads.submit(urllib3.request, "POST", f"{node.base_url}/chat/completions", json=body, timeout=30)
+        wait_until(lambda: f"model-{body['model']}" in pulsar_topics(pulsar), within_s=20, what="the topic")
+        node.signal(signal.SIGTERM)
+        assert waiting.result(15).status == 503
+        assert node.wait(10) == 0
+
+
+def pulsar_topics(pulsar: Broker) -> set[str]:
+    return {name.rpartition("/")[2] for name in pulsar.admin("GET", "persistent/public/default")}

@@ -12,9 +12,9 @@ import openai
 import psutil
 import pytest
 
+from tests.real.brokers import Broker
 from tests.real.node import NodeProcess
 from tests.real.processes import wait_until
-from tests.real.pulsar_server import PulsarServer
 from tests.real.topics import Topics
 from tests.real.upstream import Upstream
 
@@ -42,7 +42,7 @@ def fresh(name: str) -> str:
     return f"{name}-{uuid.uuid4().hex[:8]}"
 
 
-def remote(pulsar: PulsarServer, upstream: Upstream, model: str, more: Mapping[str, str] = NOTHING, *, gateway: bool = True) -> NodeProcess:
+def remote(pulsar: Broker, upstream: Upstream, model: str, more: Mapping[str, str] = NOTHING, *, gateway: bool = True) -> NodeProcess:
     variables = {
         "NODE_TYPE": "remote", "MODEL_NAME": model, "API_URL": upstream.url, "API_KEY": "sk-test-of-the-node",
         "PULSAR_URL": pulsar.url, "PULSAR_ADMIN_URL": pulsar.admin_url, "RES_TOPIC_NAME": f"res-{model}",
@@ -50,12 +50,14 @@ def remote(pulsar: PulsarServer, upstream: Upstream, model: str, more: Mapping[s
     return NodeProcess({**variables, **more}, gateway=gateway)
 
 
-def test_a_local_model_answers_whole_and_streamed(pulsar: PulsarServer) -> None:
+def test_a_local_model_answers_whole_and_streamed(pulsar: Broker) -> None:
     model = fresh("smollm2")
     variables = {"NODE_TYPE": "local", "MODEL_NAME": model, "PULSAR_URL": pulsar.url, "PULSAR_ADMIN_URL": pulsar.admin_url}
     with NodeProcess(variables, gateway=True) as node:
         client = client_of(node)
-        assert "Paris" in ask(client, model, QUESTION, temperature=0)
+        whole = client.chat.completions.create(model=model, messages=[{"role": "user", "content": QUESTION}], temperature=0)
+        assert "Paris" in str(whole.choices[0].message.content)
+        assert whole.model == model, "its name, not its path on this machine"
         pieces = stream(client, model, QUESTION, temperature=0)
         assert "Paris" in "".join(pieces)
         assert len(pieces) > 3
@@ -65,7 +67,7 @@ def test_a_local_model_answers_whole_and_streamed(pulsar: PulsarServer) -> None:
         wait_until(lambda: not any(p.is_running() for p in processes), within_s=10, what="end of the model server")
 
 
-def test_an_api_answers_and_its_usage_is_recorded_once(pulsar: PulsarServer, upstream: Upstream) -> None:
+def test_an_api_answers_and_its_usage_is_recorded_once(pulsar: Broker, upstream: Upstream) -> None:
     model = fresh("api")
     with Topics(pulsar.url, model, f"res-{model}") as topics, remote(pulsar, upstream, model) as node:
         client = client_of(node)
@@ -112,7 +114,7 @@ def test_the_upstreams_errors_reach_the_client_as_openais(
 
 
 @pytest.fixture(scope="module")
-def node_of_errors(pulsar: PulsarServer, _shared_upstream: Upstream) -> Iterator[NodeProcess]:
+def node_of_errors(pulsar: Broker, _shared_upstream: Upstream) -> Iterator[NodeProcess]:
     model = fresh("errors")
     impatient = {"MAX_ATTEMPTS": "1", "FIRST_TOKEN_TIMEOUT_S": "1", "REQUEST_TTL_S": "6", "READ_TIMEOUT_S": "1"}
     node = remote(pulsar, _shared_upstream, model, impatient)
@@ -130,7 +132,7 @@ def test_an_error_after_output_began_ends_the_stream_with_it(node_of_errors: Nod
     assert "".join(seen).startswith("t0")
 
 
-def test_what_fails_twice_is_tried_a_third_time(pulsar: PulsarServer, upstream: Upstream) -> None:
+def test_what_fails_twice_is_tried_a_third_time(pulsar: Broker, upstream: Upstream) -> None:
     model = fresh("again")
     with remote(pulsar, upstream, model) as node:
         assert ask(client_of(node), model, extra_body={"mock": "err-500?times=2&id=again"}).startswith("t0")
@@ -138,7 +140,7 @@ def test_what_fails_twice_is_tried_a_third_time(pulsar: PulsarServer, upstream: 
         assert "goes back for attempt 3" in node.log()
 
 
-def test_a_killed_child_loses_nothing(pulsar: PulsarServer, upstream: Upstream) -> None:
+def test_a_killed_child_loses_nothing(pulsar: Broker, upstream: Upstream) -> None:
     model = fresh("killed")
     with remote(pulsar, upstream, model, {"BACKEND_PROCESSES": "2", "MAX_PROCESS_NUM": "8"}) as node, ThreadPoolExecutor(8) as threads:
         client = client_of(node)
@@ -151,7 +153,7 @@ def test_a_killed_child_loses_nothing(pulsar: PulsarServer, upstream: Upstream) 
         assert log.count("is ready after") >= 4  # two backends, a gateway, the replacement
 
 
-def test_a_killed_node_leaves_its_requests_to_the_other(pulsar: PulsarServer, upstream: Upstream) -> None:
+def test_a_killed_node_leaves_its_requests_to_the_other(pulsar: Broker, upstream: Upstream) -> None:
     model = fresh("two")
     settings = {"MAX_PROCESS_NUM": "6", "BACKEND_PROCESSES": "2"}
     with remote(pulsar, upstream, model, settings, gateway=False) as first, remote(pulsar, upstream, model, settings) as second:
@@ -165,7 +167,7 @@ def test_a_killed_node_leaves_its_requests_to_the_other(pulsar: PulsarServer, up
         wait_until(lambda: not any(p.is_running() for p in children), within_s=15, what="end of the killed node's children")
 
 
-def test_sigterm_finishes_what_runs_and_exits_0(pulsar: PulsarServer, upstream: Upstream) -> None:
+def test_sigterm_finishes_what_runs_and_exits_0(pulsar: Broker, upstream: Upstream) -> None:
     model = fresh("drain")
     with remote(pulsar, upstream, model) as node, ThreadPoolExecutor(4) as threads:
         answers = [threads.submit(ask, client_of(node), model, extra_body={"mock": "mock?latency=1s"}) for _ in range(4)]
@@ -175,7 +177,7 @@ def test_sigterm_finishes_what_runs_and_exits_0(pulsar: PulsarServer, upstream: 
         assert node.wait() == 0
 
 
-def test_what_does_not_end_in_time_goes_to_another_node(pulsar: PulsarServer, upstream: Upstream) -> None:
+def test_what_does_not_end_in_time_goes_to_another_node(pulsar: Broker, upstream: Upstream) -> None:
     model = fresh("cut")
     with (
         remote(pulsar, upstream, model, {"DRAIN_TIMEOUT_S": "1", "MAX_PROCESS_NUM": "2"}, gateway=False) as first,
@@ -191,7 +193,7 @@ def test_what_does_not_end_in_time_goes_to_another_node(pulsar: PulsarServer, up
         assert all(answer.result(60).startswith("t0") for answer in answers)
 
 
-def test_a_second_signal_ends_at_once(pulsar: PulsarServer, upstream: Upstream) -> None:
+def test_a_second_signal_ends_at_once(pulsar: Broker, upstream: Upstream) -> None:
     model = fresh("twice")
     with remote(pulsar, upstream, model) as node, ThreadPoolExecutor(1) as threads:
         threads.submit(ask, client_of(node), model, extra_body={"mock": "mock?latency=20s"})
@@ -204,7 +206,7 @@ def test_a_second_signal_ends_at_once(pulsar: PulsarServer, upstream: Upstream) 
         wait_until(lambda: not any(p.is_running() for p in children), within_s=10, what="end of all children")
 
 
-def test_a_supervisor_that_dies_leaves_no_process(pulsar: PulsarServer, upstream: Upstream) -> None:
+def test_a_supervisor_that_dies_leaves_no_process(pulsar: Broker, upstream: Upstream) -> None:
     with remote(pulsar, upstream, fresh("orphans")) as node:
         processes = node.tree()
         node.kill()
@@ -218,7 +220,7 @@ def _lives(process: psutil.Process) -> bool:
         return False
 
 
-def test_pieces_arrive_as_they_are_made(pulsar: PulsarServer, upstream: Upstream) -> None:
+def test_pieces_arrive_as_they_are_made(pulsar: Broker, upstream: Upstream) -> None:
     """The second half of the answer does not exist yet when the first half is here."""
     model = fresh("pace")
     with remote(pulsar, upstream, model) as node:

@@ -13,9 +13,9 @@ import psutil
 import pytest
 import urllib3
 
+from tests.real.brokers import Broker
 from tests.real.node import NodeProcess
 from tests.real.processes import REPOSITORY, wait_until
-from tests.real.pulsar_server import PulsarServer
 from tests.real.topics import Topics
 
 HTTP = urllib3.PoolManager(maxsize=64, retries=False, timeout=60)
@@ -37,12 +37,12 @@ def ask(node: NodeProcess, text: str = "hi", *, stream: bool = False) -> tuple[i
     return answer.status, found, answer.headers["x-request-id"]
 
 
-def backlog(pulsar: PulsarServer, model: str) -> int:
+def backlog(pulsar: Broker, model: str) -> int:
     stats = pulsar.admin("GET", f"persistent/public/default/model-{model}/stats")
     return int(stats["subscriptions"][f"model-{model}-subscription"]["msgBacklog"])
 
 
-def test_ten_thousand_requests_are_answered_exactly_once_in_flat_memory(pulsar: PulsarServer) -> None:
+def test_ten_thousand_requests_are_answered_exactly_once_in_flat_memory(pulsar: Broker) -> None:
     model, ids = fresh("many"), set()
     with Topics(pulsar.url, model, f"res-{model}") as topics, demo(pulsar.url, model) as node, ThreadPoolExecutor(64) as threads:
 
@@ -61,7 +61,7 @@ def test_ten_thousand_requests_are_answered_exactly_once_in_flat_memory(pulsar: 
         wait_until(lambda: backlog(pulsar, model) == 0, within_s=15, what="empty backlog")
 
 
-def test_streams_at_64_at_once_are_whole(pulsar: PulsarServer) -> None:
+def test_streams_at_64_at_once_are_whole(pulsar: Broker) -> None:
     with demo(pulsar.url, fresh("streams")) as node, ThreadPoolExecutor(64) as threads:
         texts = list(threads.map(lambda n: ask(node, str(n), stream=True)[1], range(256)))
     for text in texts:
@@ -70,11 +70,12 @@ def test_streams_at_64_at_once_are_whole(pulsar: PulsarServer) -> None:
         assert done == "[DONE]" and words.startswith("This is WorkerNode's") and words.endswith("came back.")
 
 
-def test_pulsar_restarts_in_the_middle(own_pulsar: PulsarServer) -> None:
+def test_pulsar_restarts_in_the_middle(own_pulsar: Broker) -> None:
     model = fresh("restart")
     with demo(own_pulsar.url, model) as node, ThreadPoolExecutor(8) as threads:
         assert ask(node)[0] == 200
         own_pulsar.kill()
+        node.wait_log("is not to be reached", within_s=40)
         waiting = [threads.submit(ask, node, f"during {n}") for n in range(8)]
         own_pulsar.start()
         during = [answer.result(90)[0] for answer in waiting]
@@ -84,7 +85,7 @@ def test_pulsar_restarts_in_the_middle(own_pulsar: PulsarServer) -> None:
         assert node.stop() == 0
 
 
-def test_a_token_opens_the_queue(token_pulsar: PulsarServer) -> None:
+def test_a_token_opens_the_queue(token_pulsar: Broker) -> None:
     model, token = fresh("token"), token_pulsar.token("admin")
     with demo(token_pulsar.url, model, PULSAR_TOKEN=token, PULSAR_ADMIN_URL=token_pulsar.admin_url) as node:
         assert ask(node)[0] == 200
@@ -93,7 +94,7 @@ def test_a_token_opens_the_queue(token_pulsar: PulsarServer) -> None:
 
 
 @pytest.mark.parametrize("token", ["", "not.a.token"])
-def test_a_wrong_token_is_said_and_ends_the_node(token_pulsar: PulsarServer, token: str) -> None:
+def test_a_wrong_token_is_said_and_ends_the_node(token_pulsar: Broker, token: str) -> None:
     node = demo(token_pulsar.url, fresh("refused"), gateway=False, PULSAR_TOKEN=token)
     try:
         node.start(wait=False)
@@ -103,7 +104,7 @@ def test_a_wrong_token_is_said_and_ends_the_node(token_pulsar: PulsarServer, tok
         node.__exit__()
 
 
-def test_an_absent_pulsar_is_said_and_waited_for(own_pulsar: PulsarServer) -> None:
+def test_an_absent_pulsar_is_said_and_waited_for(own_pulsar: Broker) -> None:
     own_pulsar.stop()
     node = demo(own_pulsar.url, fresh("absent"))
     try:
@@ -116,7 +117,7 @@ def test_an_absent_pulsar_is_said_and_waited_for(own_pulsar: PulsarServer) -> No
         node.__exit__()
 
 
-def test_a_node_that_still_waits_for_pulsar_ends_when_told(own_pulsar: PulsarServer) -> None:
+def test_a_node_that_still_waits_for_pulsar_ends_when_told(own_pulsar: Broker) -> None:
     node = demo("pulsar://127.0.0.1:1", fresh("nobody"), gateway=False)
     try:
         node.start(wait=False)
@@ -137,7 +138,7 @@ def check(**variables: str) -> tuple[int, str]:
     return ran.returncode, ran.stdout + ran.stderr
 
 
-def test_check_says_what_it_found(pulsar: PulsarServer) -> None:
+def test_check_says_what_it_found(pulsar: Broker) -> None:
     good, said = check(PULSAR_URL=pulsar.url, PULSAR_ADMIN_URL=pulsar.admin_url, RES_TOPIC_NAME=fresh("res"))
     assert good == 0
     assert "Pulsar at" in said and "nothing subscribes to" in said

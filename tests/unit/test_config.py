@@ -61,7 +61,7 @@ GOOD: list[tuple[str, str, Any]] = [
     ("API_KEY", "sk-a", "sk-a"), ("PULSAR_TOKEN", "eyJ.a.b", "eyJ.a.b"), ("UPSTREAM_MODEL", "meta/llama", "meta/llama"),
     ("MAX_PROCESS_NUM", "1", 1), ("MAX_PROCESS_NUM", "65536", 65536), ("BACKEND_PROCESSES", "2", 2),
     ("PULSAR_URL", "pulsar://a:6650,b:6650", "pulsar://a:6650,b:6650"), ("PULSAR_URL", "pulsar+ssl://a/", "pulsar+ssl://a"),
-    ("PULSAR_ADMIN_URL", "http://a:8080", "http://a:8080"), ("RES_TOPIC_NAME", "r", "r"),
+    ("PULSAR_ADMIN_URL", "http://a:8080", "http://a:8080"), ("RES_TOPIC_NAME", "r", "r"), ("STATE_DIR", "/var/lib/w", "/var/lib/w"),
     ("DEBUG", "true", True), ("DEBUG", "False", False), ("DEBUG", "1", True), ("DEBUG", "off", False),
     ("LOG_FORMAT", "json", "json"), ("AIMODEL_NAME", "a", "a"), ("AIMODEL_NAMESPACE", "n", "n"),
     ("PORT", "8081", 8081), ("HOST", "0.0.0.0", "0.0.0.0"), ("HOST", "::", "::"), ("ANSWER_URL", "http://h:1", "http://h:1"),
@@ -93,6 +93,7 @@ BAD: dict[str, list[str]] = {
     "PULSAR_TOKEN_FILE": ["/nowhere"],
     "PULSAR_ADMIN_URL": ADDRESS,
     "RES_TOPIC_NAME": ["a/b", "a b"],
+    "STATE_DIR": ["/dev/null"],
     "DEBUG": ["maybe", "2"],
     "LOG_FORMAT": ["xml"],
     "PORT": [*WHOLE, "65536"],
@@ -135,17 +136,24 @@ def test_a_slash_in_the_model_name_says_what_to_do() -> None:
 
 def test_all_mistakes_at_once() -> None:
     found = mistakes({"NODE_TYPE": "x", "PORT": "0", "TIMEOUT": "never", "API_KEY": "a b"})
-    assert [line.split()[0] for line in found] == ["NODE_TYPE", "PORT", "TIMEOUT", "API_KEY", "PULSAR_URL"]
+    assert [line.split()[0] for line in found] == ["NODE_TYPE", "PORT", "TIMEOUT", "API_KEY"]
 
 
 def test_what_a_node_type_needs() -> None:
-    assert [line.split()[0] for line in mistakes({"NODE_TYPE": "remote"})] == ["PULSAR_URL", "MODEL_NAME", "API_URL"]
+    assert [line.split()[0] for line in mistakes({"NODE_TYPE": "remote"})] == ["MODEL_NAME", "API_URL"]
     assert [line.split()[0] for line in mistakes(QUEUE | {"NODE_TYPE": "local"})] == ["MODEL_NAME"]
-    assert mistakes({}, gateway_alone=True) == mistakes({})
     # what was refused by itself is not called missing as well
     assert len(mistakes({"NODE_TYPE": "remote", "MODEL_NAME": "a/b", "API_URL": "x", "PULSAR_URL": "y"})) == 3
     remote = loaded(NODE_TYPE="api", MODEL_NAME="m", API_URL="https://h")
     assert (remote.node_type, remote.api_key, remote.upstream_model) == ("remote", "", "m")
+
+
+def test_where_the_embedded_broker_cannot_serve_a_queue_must_be_named() -> None:
+    assert load({}).pulsar_url == ""
+    assert [line.split()[0] for line in mistakes({}, gateway_alone=True)] == ["PULSAR_URL"]
+    for variable in ("KUBERNETES_SERVICE_HOST", "AIMODEL_NAME"):
+        assert [line.split()[0] for line in mistakes({variable: "x"})] == ["PULSAR_URL"]
+        assert load({variable: "x"} | QUEUE).pulsar_url
 
 
 def test_an_empty_variable_is_an_unset_one() -> None:

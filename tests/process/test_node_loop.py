@@ -1,0 +1,71 @@
+"""The node's loop itself, on a queue that is not there: what it does when one of its own steps fails."""
+
+from __future__ import annotations
+
+import time
+
+import psutil
+import pytest
+
+import config
+from errors import ExitCode
+from messaging.consumer import _properties
+from supervision.node import FIRST_THROTTLE_S, LONGEST_THROTTLE_S, Node
+from tests.real.processes import free_port
+
+
+def settings(**variables: str) -> config.Settings:
+    return config.load({"PULSAR_URL": "pulsar://127.0.0.1:1", "BACKEND_PROCESSES": "1", **variables})
+
+
+def test_a_bug_in_the_loop_ends_the_node_and_all_it_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    node = Node(settings(PORT=str(free_port())))
+    before = set(psutil.Process().children(recursive=True))
+
+    def fails_once_all_are_ready() -> None:
+        children = node._crew.children()
+        if children and all(child.ready for child in children):
+            raise ValueError("a bug")
+
+    monkeypatch.setattr(node, "_receive", fails_once_all_are_ready)
+    assert node.run() == ExitCode.CRASHED
+    started = [p for p in psutil.Process().children(recursive=True) if p not in before and "spawn_main" in " ".join(p.cmdline())]
+    assert not psutil.wait_procs(started, 5)[1]
+
+
+def test_throttles_that_came_together_count_once_and_pauses_stay_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    node = Node(settings())
+    now_s = time.monotonic()
+    monkeypatch.setattr("supervision.node.time.monotonic", lambda: now_s)
+    pauses = []
+    for _ in range(2000):
+        for _ in range(3):
+            node._pause(node._throttle_s(), "less is wanted")
+        pauses.append(node._paused_until_s - now_s)
+        now_s += pauses[-1] + 1
+    assert pauses[:2] == pytest.approx([FIRST_THROTTLE_S, 2 * FIRST_THROTTLE_S])
+    assert pauses[-1] == pytest.approx(LONGEST_THROTTLE_S)
+
+
+class _Odd:
+    def properties(self) -> dict[str, str]:
+        return {"name": b"\xff".decode()}
+
+
+def test_properties_that_are_no_text_count_as_none() -> None:
+    assert _properties(_Odd()) == {}
+
+
+def test_a_place_whose_process_cannot_be_started_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    node = Node(settings())
+    tries = []
+
+    def none_to_be_had(role: object) -> None:
+        tries.append(role)
+        raise OSError(11, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(node._crew, "_spawn", none_to_be_had)
+    for _ in range(5):
+        node._crew.start_missing()
+    assert 2 <= len(tries) <= 3, "the first pause is none, the later ones grow"
+    assert node._crew.next_start_s() is not None
