@@ -9,6 +9,10 @@ class NotDelivered(Exception):
     """The endpoint could not be reached, or did not take the answer; trying again later may help."""
 
 
+class Refused(NotDelivered):
+    """The endpoint refuses this answer for good; trying again would end the same."""
+
+
 class RequesterGone(Exception):
     """The requester left while its stream ran; nobody is there to be told."""
 

@@ -13,7 +13,7 @@ from typing import Any
 from loguru import logger
 
 from answers.delivery import Delivery
-from answers.endpoint import NotDelivered, RequesterGone, RequesterUnknown
+from answers.endpoint import NotDelivered, Refused, RequesterGone, RequesterUnknown
 from errors import error_object
 from ipc.messages import End, Outcome
 
@@ -58,7 +58,7 @@ class LateDeliveries:
             crowded = self._bytes + late.size_bytes > MAX_KEPT_BYTES
             self._bytes += 0 if crowded else late.size_bytes
         if crowded:
-            report(_undeliverable(late))
+            report(undeliverable(number, why, way))
             return
         self._put_back(late)
         self._start_thread()
@@ -102,7 +102,8 @@ class LateDeliveries:
             late.way.finish()
         except NotDelivered as error:
             late.why = str(error)
-            return _undeliverable(late) if time.monotonic() >= late.deadline_at_s else None
+            final = isinstance(error, Refused) or time.monotonic() >= late.deadline_at_s
+            return undeliverable(late.number, late.why, late.way) if final else None
         except RequesterGone as error:
             return Outcome(late.number, "gone", error_object(str(error), "server_error", "requester_gone"))
         except RequesterUnknown as error:
@@ -110,10 +111,11 @@ class LateDeliveries:
         except Exception as bug:  # a bug of ours must cost one delivery, not the thread that all others wait for
             logger.exception("a late delivery hit a bug of the node")
             late.why = f"{type(bug).__name__}: {bug}"
-            return _undeliverable(late)
+            return undeliverable(late.number, late.why, late.way)
         return Outcome(late.number, late.end, late.error)
 
 
-def _undeliverable(late: _Late) -> Outcome:
-    error = error_object(f"The answer could not be delivered: {late.why}", "server_error", "undeliverable")
-    return Outcome(late.number, "undeliverable", error, answer=late.way.answer)
+def undeliverable(number: int, why: str, way: Delivery) -> Outcome:
+    """The end of a request whose answer nobody takes; the answer is kept with it."""
+    error = error_object(f"The answer could not be delivered: {why}", "server_error", "undeliverable")
+    return Outcome(number, "undeliverable", error, answer=way.answer)

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 from loguru import logger
 
 from answers.delivery import Address, Couriers, Delivery, delivery
-from answers.endpoint import NotDelivered, RequesterGone, RequesterUnknown
+from answers.endpoint import NotDelivered, Refused, RequesterGone, RequesterUnknown
 from backends.base import Account, Backend, Call, now_ms
-from backends.late import LateDeliveries
+from backends.late import LateDeliveries, undeliverable
 from backends.transport import UpstreamFailed
 from errors import Scope, error_object, verdict
 from ipc.channel import ChannelBroken
@@ -104,6 +104,8 @@ class Worker:
             return Outcome(number, "gone", _gone(gone))
         except RequesterUnknown as unknown:
             return Outcome(number, "unknown", error_object(str(unknown), "server_error", "requester_unknown"))
+        except Refused as refused:
+            return undeliverable(number, str(refused), way)
         except NotDelivered as not_delivered:
             self._send(Computed(number))
             self._late.add(way, address.deadline_at_s, str(not_delivered), number, end, error, lambda o: self._report(o, way, account))

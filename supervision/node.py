@@ -38,6 +38,7 @@ THREADS_PER_CHILD = 64  # beyond, threads of one process starve each other of th
 FIRST_THROTTLE_S = 1.0
 LONGEST_THROTTLE_S = 30.0
 MOST_DOUBLINGS = 10
+MOST_UNCONFIRMED = 1000  # ends that the queue has not taken: more would only be answered twice after a crash
 QUOTA_RECHECK_S = 60.0
 ENDING_WITHIN_S = 1.5  # after the drain's deadline, for refusals and confirmations on their way
 CHILDREN_END_WITHIN_S = 5.0
@@ -173,7 +174,7 @@ class Node:
 
     def _room(self) -> int:
         """How many more requests can be started now."""
-        if time.monotonic() < self._paused_until_s:
+        if time.monotonic() < self._paused_until_s or self._publisher.unconfirmed() > MOST_UNCONFIRMED:
             return 0
         limit = min(self._settings.max_process_num, self._crew.capacity(), self._limit.value)
         return max(0, limit - self._requests.ledger.in_hand())

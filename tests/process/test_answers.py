@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import socket
 import ssl
 import threading
 import time
@@ -12,7 +14,8 @@ import pytest
 
 from answers import websocket
 from answers.delivery import Address, Couriers, StreamDelivery, WholeDelivery
-from answers.endpoint import NotDelivered, RequesterGone, http_url, websocket_url
+from answers.endpoint import NotDelivered, Refused, RequesterGone, http_url, websocket_url
+from answers.post import Poster
 from answers.websocket import FrameSocket, SocketPool
 from backends import late
 from backends.late import LateDeliveries
@@ -214,3 +217,29 @@ def test_sends_and_looks_do_not_mix(requester: Requester) -> None:
         looking.join(5)
     assert len(requester.frames("an-id")) == 500
     shared.abandon()
+
+
+def test_an_endpoint_that_drips_its_body_is_left_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("answers.post.TAKEN_WITHIN_S", 0.5)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        threading.Thread(target=_drip, args=(listener,), daemon=True).start()
+        started_s = time.monotonic()
+        Poster(1, None).post(f"http://127.0.0.1:{listener.getsockname()[1]}/res", b"{}", early_until_s=0)
+        assert time.monotonic() - started_s < 5
+
+
+def _drip(listener: socket.socket) -> None:
+    connection, _ = listener.accept()
+    with connection, contextlib.suppress(OSError):
+        connection.recv(65536)
+        connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n")
+        for _ in range(200):
+            connection.sendall(b"x")
+            time.sleep(0.1)
+
+
+@pytest.mark.parametrize("status", [400, 405, 413])
+def test_a_refusal_is_final(requester: Requester, status: int) -> None:
+    requester.post_status = status
+    with pytest.raises(Refused, match=str(status)):
+        Poster(1, None).post(requester.http_url, b'{"request_id": "r", "data": {}}', early_until_s=0)
