@@ -9,33 +9,53 @@ if [ "${1:-}" = stream ]; then
   shift
 fi
 prompt=${*:-What is the capital of France? Answer in one sentence.}
-base=http://${HOST:-127.0.0.1}:${PORT:-8081}/v1
+host=${HOST:-127.0.0.1}
+case $host in 0.0.0.0) host=127.0.0.1 ;; *:*) host="[$host]" ;; esac
+base=http://$host:${PORT:-8081}/v1
 
 fail() {
   printf 'ai.sh: %s\n' "$*" >&2
   exit 1
 }
 
+# No proxy of the environment stands between this machine and itself.
+ask() { curl --noproxy '*' --connect-timeout 10 "$@"; }
+
 # The first model that the gateway lists.
 first_model() { sed -n 's/.*"data":\[{"id":"\([^"]*\)".*/\1/p' <<<"$1"; }
 
-if [ -z "${MODEL_NAME:-}" ]; then
-  models=$(curl -sf "$base/models") || fail "nothing answers at $base: is ./start.sh running? Another port: PORT=…"
-  MODEL_NAME=$(first_model "$models")
-  [ -n "$MODEL_NAME" ] || fail "the gateway at $base lists no model yet: name one with MODEL_NAME=…"
-fi
+# jo has no way to be told that a value is no file's name (@ : %), nor that null is a text; 1.9 leaves U+001F as it is.
+suits_jo() { case $1 in [@:%]* | null | *[[:cntrl:]]*) return 1 ;; esac; }
 
-python() { if command -v python3 >/dev/null; then python3 "$@"; else "$(dirname "$0")/.venv/bin/python" "$@"; fi; }
+json_string() {
+  local text=$1 code character escaped
+  text=${text//\\/\\\\}
+  text=${text//\"/\\\"}
+  for code in {1..31}; do
+    printf -v escaped '\\u%04x' "$code"
+    printf -v character '%b' "\\0$(printf %o "$code")"
+    text=${text//"$character"/$escaped}
+  done
+  printf '"%s"' "$text"
+}
 
-# jo takes a leading @ or : for a file's name, and has no way to be told otherwise.
 body() {
-  if command -v jo >/dev/null && [[ $prompt != [@:%]* ]]; then
-    jo model="$MODEL_NAME" stream=$stream "messages[]=$(jo role=user -- -s content="$prompt")"
+  if command -v jo >/dev/null && suits_jo "$MODEL_NAME" && suits_jo "$prompt"; then
+    jo -- -s model="$MODEL_NAME" -b stream="$stream" "messages[]=$(jo -- -s role=user -s content="$prompt")"
   else
-    python -c 'import json, sys; m, s, p = sys.argv[1:]
-print(json.dumps({"model": m, "stream": s == "true", "messages": [{"role": "user", "content": p}]}))' "$MODEL_NAME" "$stream" "$prompt"
+    printf '{"model":%s,"stream":%s,"messages":[{"role":"user","content":%s}]}' \
+      "$(json_string "$MODEL_NAME")" "$stream" "$(json_string "$prompt")"
   fi
 }
 
-body | curl --verbose --no-buffer --fail-with-body "$base/chat/completions" -H 'Content-Type: application/json' --data-binary @-
+command -v curl >/dev/null || fail "curl is needed (Debian, Ubuntu: apt install curl)"
+if [ -z "${MODEL_NAME:-}" ]; then
+  models=$(ask -sf "$base/models") || fail "nothing answers at $base: is ./start.sh running? Another port: PORT=…"
+  MODEL_NAME=$(first_model "$models")
+  [ -n "$MODEL_NAME" ] || fail "the gateway at $base lists no model yet: name one with MODEL_NAME=…"
+fi
+status=0
+body | ask --verbose --no-buffer --fail-with-body "$base/chat/completions" -H 'Content-Type: application/json' --data-binary @- || status=$?
 echo
+[ "$status" -ne 7 ] || fail "nothing answers at $base: is ./start.sh running? Another port: PORT=…"
+exit "$status"

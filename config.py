@@ -304,7 +304,10 @@ def help_text() -> str:
 
 def env_example() -> str:
     """The text of .env.example."""
-    lines = ["# Copy to .env and change what you need; an empty variable is an unset one."]
+    lines = [
+        "# Copy to .env and change what you need; an empty variable is an unset one. ./start.sh reads .env. Whatever else is to:",
+        "# `docker run --env-file .env` (no quotes around values), or in a shell `set -a; . ./.env` (quotes where there are blanks).",
+    ]
     for field in dataclasses.fields(Settings):
         lines += ["", f"# {field.metadata['help']}", f"# default: {shown_default(field)}", f"#{variable_name(field)}="]
     return "\n".join(lines) + "\n"

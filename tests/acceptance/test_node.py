@@ -184,7 +184,7 @@ def test_what_does_not_end_in_time_goes_to_another_node(pulsar: Broker, upstream
         ThreadPoolExecutor(2) as threads,
         remote(pulsar, upstream, model, {"MAX_PROCESS_NUM": "1"}) as second,
     ):
-        slow = {"mock": "mock?latency=8s"}
+        slow = {"mock": "mock?latency=4s"}
         answers = [threads.submit(ask, client_of(second), model, str(n), extra_body=slow) for n in range(2)]
         upstream.wait_for(lambda stats: stats["in_flight"] == 2)
         first.signal(signal.SIGTERM)
