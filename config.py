@@ -157,7 +157,7 @@ class Settings:
     )
     max_process_num: int = variable(128, _whole(1, 65536), "requests handled at once, over all children")
     backend_processes: int = variable(
-        0, _whole(1, 512), "backend children", shown_default="enough for the cores and for 64 requests each"
+        0, _whole(1, 512), "backend children at work; one more is a spare", shown_default="enough for the cores and for 64 requests each"
     )
     pulsar_url: str = variable("", _url("pulsar", "pulsar+ssl"), "the queue: pulsar://host:6650 or pulsar+ssl://host:6651",
         shown_default="the embedded broker, for one machine")
@@ -169,9 +169,13 @@ class Settings:
     )
     res_topic_name: str = variable("res-topic", _topic, "topic of the usage records")
     state_dir: str = variable(
-        "", _folder, "folder for what has to outlive the node: the embedded broker's messages", shown_default="state/ beside supervisor.py"
+        "", _folder, "folder for what has to outlive the node: the journal that counts attempts over its death, the embedded broker's messages",
+        shown_default="no journal; all in one: state/ beside supervisor.py",
     )
     debug: bool = variable(False, _flag, "true: a more talkative log")
+    status_port: int = variable(
+        0, _whole(1, 65535), "port, on HOST, for /livez and /readyz of the node", shown_default="none"
+    )
     log_format: str = variable("text", _choice("text", "json"), "text or json")
     aimodel_name: str = variable("", _text, "the Kubernetes AIModel that this node serves, named in the usage records")
     aimodel_namespace: str = variable("", _text, "its namespace")
@@ -200,6 +204,9 @@ class Settings:
         300.0, _seconds, "a request older than this, from its first publish, is refused rather than computed"
     )
     max_attempts: int = variable(3, _whole(1, 100), "how often a request is tried before it is answered with the error")
+    child_memory_limit_mb: int = variable(
+        1024, _whole(64, 1 << 20), "a backend child over this, its model server not counted, ends what it has and is replaced"
+    )
     drain_timeout_s: float = variable(8.0, _seconds, "after SIGTERM, how long running requests may take to end")
     on_trouble: str = variable(
         "hold", _choice("hold", "answer"),

@@ -9,6 +9,7 @@ from __future__ import annotations
 import email.utils
 import enum
 import re
+import signal
 import time
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -28,6 +29,23 @@ class ExitCode(enum.IntEnum):
     SUPERVISOR_GONE = 70
     BACKEND_UNUSABLE = 71
     MODEL_SERVER_DIED = 72
+
+
+_LIKELY_CAUSES: dict[int, str] = {
+    signal.SIGKILL: "most likely the kernel, for want of memory (see dmesg), or somebody by hand",
+    signal.SIGILL: "native code built for another processor than this one",
+    signal.SIGSEGV: "a fault in native code, or a damaged model file",
+    signal.SIGABRT: "native code gave up: a fault of its own, a damaged model file, or too little memory",
+    signal.SIGBUS: "a mapped file was cut short while in use, or a disk failed or is full",
+    signal.SIGTERM: "somebody asked it to end",
+}
+
+
+def killed_by(signal_number: int) -> str:
+    """`signal SIGKILL (most likely …)`: what ended a process, for people."""
+    known = signal_number in set(signal.Signals)
+    name, cause = signal.Signals(signal_number).name if known else signal_number, _LIKELY_CAUSES.get(signal_number)
+    return f"signal {name}" + (f" ({cause})" if cause else "")
 
 
 class Scope(enum.Enum):

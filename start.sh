@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# shellcheck disable=SC2317 # functions that are called by a trap, or by their names
+# shellcheck disable=SC2317,SC2009 # functions called by a trap or by their names; pgrep tells no zombies
 # Sets up and runs everything: the queue, a node with its model, and the gateway in front of them.
 # What it starts runs in process groups of their own: Ctrl-C reaches this script alone, which then ends them in their order.
 set -euo pipefail
@@ -249,7 +249,7 @@ pass_log_on() {
     case $line in
       *"gateway is ready"*) gateway=yes ;;
       *"subscribed at "*) queue=yes ;;
-      *"backend "*" is ready"*) model=yes ;;
+      *"backend "[0-9]*" is ready after "*) model=yes ;;
     esac
     if [ -n "$gateway" ] && [ -n "$queue" ] && [ -n "$model" ]; then
       : >"$work/ready"

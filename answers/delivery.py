@@ -4,50 +4,72 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 
-from answers.endpoint import NotDelivered, RequesterGone
-from answers.post import EARLY_GRACE_S, Poster
-from answers.websocket import FrameSocket, SocketPool
+from answers.address import Address
+from answers.endpoint import NotDelivered, NoWebSocket, RequesterGone
+from answers.links import Links
+from answers.overlink import LinkDelivery
+from answers.pool import SocketPool
+from answers.post import EARLY_GRACE_S, TAKEN_WITHIN_S, Poster
+from answers.run import Run
+from answers.websocket import CONNECTED_WITHIN_S, PONG_TIMEOUT_S, SENT_WITHIN_S, FrameSocket, Tls
 
 # The existing service drops frames for ids that it has not registered yet; it was seen to register up to 77 ms late.
 FIRST_FRAME_AFTER_S = 0.1
+_POSTED_WITHIN_S = EARLY_GRACE_S + 2 * TAKEN_WITHIN_S
+_OPEN_WITHIN_S = CONNECTED_WITHIN_S + FIRST_FRAME_AFTER_S
 
 
-@dataclass(frozen=True)
-class Address:
-    """Where an answer goes. Times are monotonic seconds."""
-
-    request_id: str
-    stream: bool
-    endpoint: str
-    received_at_s: float
-    deadline_at_s: float
-    first_attempt: bool
-
-    @property
-    def early_until_s(self) -> float:
-        return self.received_at_s + EARLY_GRACE_S if self.first_attempt else 0.0
+def _nobody_is_cancelled(request_id: str) -> None:
+    return
 
 
 class Couriers:
-    """A child's connections to requesters' services."""
+    """A child's connections to requesters' services. `cancelled`: told by links which ids nobody waits for any more."""
 
-    def __init__(self, threads: int, ca_bundle: str | None) -> None:
+    def __init__(self, threads: int, ca_bundle: str | None, cancelled: Callable[[str], None] = _nobody_is_cancelled) -> None:
+        tls = Tls(ca_bundle)
         self.poster = Poster(threads, ca_bundle)
-        self.sockets = SocketPool(ca_bundle)
+        self.sockets = SocketPool(tls)
+        self.links = Links(tls, cancelled)
+
+
+class Delivery(Protocol):
+    """A sink (backends/base.py), and what its worker does with it."""
+
+    def chunk(self, data: bytes) -> None: ...
+    def whole(self, data: bytes) -> None: ...
+
+    def fail(self, error: dict[str, Any]) -> None:
+        """What `finish` delivers is this error, or ends with it."""
+
+    @property
+    def answer(self) -> bytes:
+        """What is not delivered yet."""
+
+    def finish(self) -> None:
+        """Raises RequesterGone, RequesterUnknown, AnotherAnswers, NodeStopped, NotDelivered; may be called again after
+        NotDelivered."""
+
+    def await_reply(self) -> None:
+        """Where it may not be wanted: before anything is computed. Raises RequesterGone, AnotherAnswers."""
+
+    def cut(self, error: dict[str, Any]) -> None:
+        """This process ends: say so where the requester has seen a part. Raises what `finish` raises."""
+
+    def abandon(self) -> None:
+        """At its end, whatever that was."""
 
 
 class WholeDelivery:
     """A sink for one whole answer: kept until `finish`, as the computing is over by then."""
 
-    def __init__(self, address: Address, couriers: Couriers) -> None:
-        self._address, self._couriers = address, couriers
+    def __init__(self, address: Address, couriers: Couriers, run: Run) -> None:
+        self._address, self._couriers, self._run = address, couriers, run
         self._data = b""
-        self.begun = False
 
     def chunk(self, data: bytes) -> None:
         raise AssertionError("a whole answer has no chunks")
@@ -63,10 +85,21 @@ class WholeDelivery:
         return self._data
 
     def finish(self) -> None:
-        """Raises RequesterUnknown, NotDelivered; may be called again after NotDelivered."""
+        """Raises RequesterUnknown, NotDelivered, NodeStopped; may be called again after NotDelivered."""
         identifier = msgspec.json.encode(self._address.request_id)
         body = b'{"request_id":' + identifier + b',"data":' + self._data + b"}"
-        self._couriers.poster.post(self._address.endpoint, body, early_until_s=self._address.early_until_s)
+        self._run.check()
+        self._run.step(_POSTED_WITHIN_S)
+        try:
+            self._couriers.poster.post(self._address.endpoint, body, early_until_s=self._address.early_until_s)
+        finally:
+            self._run.rest()
+
+    def await_reply(self) -> None:
+        return
+
+    def cut(self, error: dict[str, Any]) -> None:
+        return
 
     def abandon(self) -> None:
         return
@@ -76,9 +109,8 @@ class StreamDelivery:
     """A sink for chunks, each sent when it comes. Where the endpoint cannot be reached at the first chunk, they are
     kept instead, and `finish` tries to deliver them all: what was computed is not computed again."""
 
-    def __init__(self, address: Address, couriers: Couriers, about_to_begin: Callable[[], None]) -> None:
-        self._address, self._couriers = address, couriers
-        self._about_to_begin = about_to_begin
+    def __init__(self, address: Address, couriers: Couriers, run: Run) -> None:
+        self._address, self._couriers, self._run = address, couriers, run
         identifier = msgspec.json.encode(address.request_id)
         self._head = b'{"request_id":' + identifier + b',"end":false,"data":'
         self._last = b'{"request_id":' + identifier + b',"end":true}'
@@ -86,7 +118,6 @@ class StreamDelivery:
         self._socket: FrameSocket | None = None
         self._kept: list[bytes] = []
         self._keeping = False
-        self.begun = False
 
     def chunk(self, data: bytes) -> None:
         self._send(self._head + data + b"}")
@@ -104,23 +135,38 @@ class StreamDelivery:
 
     def finish(self) -> None:
         """The end frame, and the pong that proves that all was taken. Raises RequesterGone, NotDelivered."""
-        if self._socket is None:
-            kept, self._kept = self._kept, []
-            try:
+        try:
+            if self._socket is None:
                 self._open()
-            except NotDelivered:
-                self._kept = kept
-                raise
-            for frame in kept:
-                self._write(frame)
+                self._send_kept()
+            self._run.check()
+            self._end()
+        finally:
+            self._run.rest()
+
+    def _send_kept(self) -> None:
+        kept, self._kept = self._kept, []
+        for frame in kept:
+            self._write(frame)
+
+    def _end(self) -> None:
         self._write(self._last)
         assert self._socket is not None
+        self._run.step(SENT_WITHIN_S + PONG_TIMEOUT_S)
         try:
             self._socket.confirm()
         except OSError as error:
             raise RequesterGone(str(error)) from None
         self._couriers.sockets.give_back(self._address.endpoint, self._socket)
         self._socket = None
+
+    def await_reply(self) -> None:
+        return
+
+    def cut(self, error: dict[str, Any]) -> None:
+        if self._socket is not None:
+            self.fail(error)
+            self._end()
 
     def abandon(self) -> None:
         """After any failure: a socket in the middle of a stream is of no use to another."""
@@ -129,6 +175,7 @@ class StreamDelivery:
             self._socket = None
 
     def _send(self, frame: bytes) -> None:
+        self._run.check()
         if self._socket is None and not self._keeping:
             try:
                 self._open()
@@ -141,25 +188,30 @@ class StreamDelivery:
 
     def _open(self) -> None:
         """Raises NotDelivered. From here on the requester may have seen something."""
-        self._socket = self._couriers.sockets.borrow(self._address.endpoint)
+        self._run.step(_OPEN_WITHIN_S)
+        self._socket = self._couriers.sockets.borrow(self._address.endpoint, lambda why: self._run.end(RequesterGone(why)))
         wait_s = self._address.received_at_s + FIRST_FRAME_AFTER_S - time.monotonic()
         if wait_s > 0:
             time.sleep(wait_s)
-        if not self.begun:
-            self._about_to_begin()
-            self.begun = True
+        self._run.begin()
 
     def _write(self, frame: bytes) -> None:
         assert self._socket is not None
+        self._run.step(SENT_WITHIN_S)
         try:
             self._socket.send(frame)
         except OSError as error:
             raise RequesterGone(str(error)) from None
 
 
-Delivery = WholeDelivery | StreamDelivery
-
-
-def delivery(address: Address, couriers: Couriers, about_to_begin: Callable[[], None]) -> Delivery:
-    """`about_to_begin` is called once, before the first frame of a stream goes out."""
-    return StreamDelivery(address, couriers, about_to_begin) if address.stream else WholeDelivery(address, couriers)
+def delivery(address: Address, couriers: Couriers, run: Run, *, insists: bool = False) -> Delivery:
+    """Over the link where one is offered and there, which it is asked for at once; else to the endpoint.
+    insists: it is a refusal, which `busy` need not end."""
+    if address.link:
+        way = LinkDelivery(address, couriers.links, run, insists=insists)
+        try:
+            way.ask()
+            return way
+        except NoWebSocket:
+            pass
+    return StreamDelivery(address, couriers, run) if address.stream else WholeDelivery(address, couriers, run)

@@ -1,4 +1,4 @@
-"""Streams: text frames on a WebSocket, one stream at a time, over pooled sockets.
+"""One WebSocket of ours to somebody's service, under deadlines.
 
 `websockets` speaks the protocol (its Sans-I/O half); the socket and every deadline on it are ours. Its own blocking
 client costs two threads a connection and has no deadline for a send.
@@ -13,54 +13,74 @@ import ssl
 import struct
 import threading
 import time
-from collections import defaultdict
+from collections import deque
 from collections.abc import Callable
 from functools import cached_property
 
 from websockets.client import ClientProtocol
-from websockets.exceptions import InvalidURI, WebSocketException
+from websockets.exceptions import InvalidStatus, InvalidURI, WebSocketException
 from websockets.frames import Frame, Opcode
 from websockets.protocol import State
 from websockets.uri import WebSocketURI, parse_uri
 
-from answers.endpoint import NotDelivered, websocket_url
+from answers.endpoint import NotDelivered, NoWebSocket, NoWebSocketEver, is_final
 
 CONNECT_TIMEOUT_S = 5.0
 WRITE_TIMEOUT_S = 5.0
 PONG_TIMEOUT_S = 2.0
-IDLE_KEPT_S = 10.0  # below the 20 s after which common servers give up on a silent client
-LOOK_EACH_S = 5.0  # also below those 20 s, within which their pings want a pong
+CONNECTED_WITHIN_S = 4 * CONNECT_TIMEOUT_S  # two addresses, TLS, and the handshake
+SENT_WITHIN_S = 2 * WRITE_TIMEOUT_S  # another's frame first
+PING_EACH_S = 2.0
 _READ_BYTES = 64 << 10
 
 
+class Tls:
+    """Made when first needed: reading the certificates takes longer than all else in a child's start."""
+
+    def __init__(self, ca_bundle: str | None) -> None:
+        self._ca_bundle = ca_bundle
+
+    @cached_property
+    def _context(self) -> ssl.SSLContext:
+        return ssl.create_default_context(cafile=self._ca_bundle)
+
+    def __call__(self) -> ssl.SSLContext:
+        return self._context
+
+
 class FrameSocket:
-    """One open WebSocket: its borrower sends, and `look` may be called from another thread meanwhile."""
+    """One open WebSocket: its owner sends; another thread may `look`, `ask` or `receive` meanwhile."""
 
     def __init__(self, url: str, tls: Callable[[], ssl.SSLContext]) -> None:
-        """Connects. Raises NotDelivered."""
+        """Connects. Raises NoWebSocket, NotDelivered."""
         self.idle_since_s = 0.0
         self._lock = threading.Lock()
+        self._asked: deque[tuple[bytes, float]] = deque()  # pings without their pong, and when they were sent
+        self._answered_s = 0.0
+        deadline_s = time.monotonic() + CONNECT_TIMEOUT_S
+        uri = _parsed(url)
+        self._protocol = ClientProtocol(uri)
         try:
-            uri = parse_uri(url)
-            self._protocol = ClientProtocol(uri)
             self._socket = _connect(uri, tls)
-        except (OSError, InvalidURI, ValueError) as error:
+        except (OSError, ValueError) as error:  # ValueError: a host that cannot be a name
             raise NotDelivered(f"{url}: {error}") from None
         try:
-            self._handshake(url)
+            self._handshake(url, deadline_s)
         except OSError as error:
             self.abandon()
             raise NotDelivered(f"{url}: {error}") from None
 
-    def _handshake(self, url: str) -> None:
+    def _handshake(self, url: str, deadline_s: float) -> None:
         self._protocol.send_request(self._protocol.connect())
         self._write()
-        deadline_s = time.monotonic() + CONNECT_TIMEOUT_S
         while self._protocol.state is State.CONNECTING and self._protocol.handshake_exc is None:
             self._read(deadline_s)
-        if self._protocol.handshake_exc is not None or self._protocol.state is not State.OPEN:
+        why = self._protocol.handshake_exc
+        if why is not None or self._protocol.state is not State.OPEN:
             self.abandon()
-            raise NotDelivered(f"{url}: no WebSocket there: {self._protocol.handshake_exc}")
+            raise _no_websocket(why)(f"{url}: no WebSocket there: {why}")
+
+    # by its owner
 
     def send(self, text: bytes) -> None:
         """One text frame, out before this returns. Raises OSError when the other side is gone or takes nothing."""
@@ -77,31 +97,74 @@ class FrameSocket:
 
     def confirm(self) -> None:
         """A ping, and its pong: every frame before it was taken. Raises OSError (TimeoutError after 2 s)."""
-        payload = f"{time.monotonic_ns()}".encode()
         deadline_s = time.monotonic() + PONG_TIMEOUT_S
         with self._lock:
             if self._protocol.state is not State.OPEN:
                 raise ConnectionResetError("the other side closed the WebSocket before its ping")
-            self._protocol.send_ping(payload)
-            self._write()
-            while payload not in self._read(deadline_s):
-                if self._protocol.state is not State.OPEN:
+            self._ping()
+            while self._asked:
+                self._read(deadline_s)
+                if self._asked and self._protocol.state is not State.OPEN:
                     raise ConnectionResetError("the other side closed the WebSocket before its pong")
+
+    # by another thread
 
     def look(self) -> bool:
         """Take what has come in (pings to be answered, a close) without waiting for more: is it still open?"""
+        return self._unless_busy(self._take_what_came)
+
+    def ask(self) -> bool:
+        """As `look`; and a ping, each PING_EACH_S."""
+        return self._unless_busy(lambda: self._take_what_came() and self._ping_if_due())
+
+    def silent_for_s(self) -> float:
+        """How long a ping has been waiting for any pong. A slow reader answers late, but answers one after the other."""
+        try:
+            _, asked_s = self._asked[0]
+        except IndexError:
+            return 0.0
+        return time.monotonic() - max(asked_s, self._answered_s)
+
+    def receive(self, timeout_s: float) -> list[Frame]:
+        """What came in by itself, control frames too; [] where nothing did in time. Raises OSError once it is closed."""
+        poll = select.poll()
+        poll.register(self._socket.fileno(), select.POLLIN)
+        if not poll.poll(timeout_s * 1000):
+            return []
+        with self._lock:
+            if self._protocol.state is not State.OPEN:
+                raise ConnectionResetError("the other side closed the WebSocket")
+            return self._read(time.monotonic() + WRITE_TIMEOUT_S)
+
+    def ping(self) -> None:
+        """Raises OSError."""
+        with self._lock:
+            if self._protocol.state is State.OPEN:
+                self._ping()
+
+    def _unless_busy(self, do: Callable[[], bool]) -> bool:
         if not self._lock.acquire(blocking=False):
             return True  # it is being written to, which finds out by itself
         try:
-            poll = select.poll()
-            poll.register(self._socket.fileno(), select.POLLIN)
-            while self._protocol.state is State.OPEN and poll.poll(0):
-                self._read(time.monotonic() + WRITE_TIMEOUT_S)
-            return self._protocol.state is State.OPEN
+            return do()
         except (OSError, ValueError):  # ValueError: closed by its borrower meanwhile
             return False
         finally:
             self._lock.release()
+
+    def _take_what_came(self) -> bool:
+        poll = select.poll()
+        poll.register(self._socket.fileno(), select.POLLIN)
+        while self._protocol.state is State.OPEN and poll.poll(0):
+            self._read(time.monotonic() + WRITE_TIMEOUT_S)
+        return self._protocol.state is State.OPEN
+
+    def _ping_if_due(self) -> bool:
+        if not self._asked or time.monotonic() - self._asked[-1][1] >= PING_EACH_S:
+            self._ping()
+        return True
+
+    # its end
 
     def close(self) -> None:
         with contextlib.suppress(OSError, WebSocketException), self._lock:
@@ -109,9 +172,23 @@ class FrameSocket:
             self._write()
         self.abandon()
 
+    def shut(self) -> None:
+        """Whoever is about to send or receive finds it closed; its descriptor stays until `abandon`."""
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
+
     def abandon(self) -> None:
         with contextlib.suppress(OSError):
             self._socket.close()
+
+    # with the lock held
+
+    def _ping(self) -> None:
+        now_s = time.monotonic()
+        payload = f"{time.monotonic_ns()}".encode()
+        self._protocol.send_ping(payload)
+        self._asked.append((payload, now_s))
+        self._write()
 
     def _wait_at_most(self, timeout_s: float) -> None:
         if self._socket.gettimeout() != timeout_s:  # setting it is a system call, and this is done for each chunk
@@ -123,8 +200,8 @@ class FrameSocket:
             if data:
                 self._socket.sendall(data)
 
-    def _read(self, deadline_s: float) -> set[bytes]:
-        """Wait for bytes, answer what they ask; returns the payloads of pongs. Raises OSError."""
+    def _read(self, deadline_s: float) -> list[Frame]:
+        """Wait for bytes, answer what they ask. Raises OSError."""
         left_s = deadline_s - time.monotonic()
         if left_s <= 0:
             raise TimeoutError("the other side says nothing")
@@ -135,8 +212,30 @@ class FrameSocket:
         else:
             self._protocol.receive_eof()
         self._write()
-        events = self._protocol.events_received()
-        return {bytes(event.data) for event in events if isinstance(event, Frame) and event.opcode is Opcode.PONG}
+        frames = [event for event in self._protocol.events_received() if isinstance(event, Frame)]
+        self._note_pongs({bytes(frame.data) for frame in frames if frame.opcode is Opcode.PONG})
+        return frames
+
+    def _note_pongs(self, payloads: set[bytes]) -> None:
+        """A pong answers the pings before it too (RFC 6455, 5.5.3)."""
+        answered = [place for place, (payload, _) in enumerate(self._asked) if payload in payloads]
+        if answered:
+            self._answered_s = time.monotonic()
+            for _ in range(answered[-1] + 1):
+                self._asked.popleft()
+
+
+def _parsed(url: str) -> WebSocketURI:
+    try:
+        return parse_uri(url)
+    except (InvalidURI, ValueError) as error:
+        raise NoWebSocket(f"{url}: {error}") from None
+
+
+def _no_websocket(why: Exception | None) -> type[NotDelivered]:
+    if not isinstance(why, InvalidStatus):
+        return NotDelivered
+    return NoWebSocketEver if is_final(why.response.status_code) else NoWebSocket
 
 
 def _connect(uri: WebSocketURI, tls: Callable[[], ssl.SSLContext]) -> socket.socket:
@@ -148,77 +247,3 @@ def _connect(uri: WebSocketURI, tls: Callable[[], ssl.SSLContext]) -> socket.soc
     except OSError:
         plain.close()
         raise
-
-
-class SocketPool:
-    """Rested sockets by endpoint, and a thread that looks after all. Thread-safe."""
-
-    def __init__(self, ca_bundle: str | None) -> None:
-        self._ca_bundle = ca_bundle
-        self._idle: dict[str, list[FrameSocket]] = defaultdict(list)
-        self._lent: set[FrameSocket] = set()
-        self._lock = threading.Lock()
-        self._is_looked_after = False
-
-    @cached_property
-    def _tls(self) -> ssl.SSLContext:
-        """Made when first needed: reading the certificates takes longer than all else in a child's start."""
-        return ssl.create_default_context(cafile=self._ca_bundle)
-
-    def borrow(self, endpoint: str) -> FrameSocket:
-        """A socket for one stream. Raises NotDelivered."""
-        try:
-            url = websocket_url(endpoint)
-        except ValueError as error:
-            raise NotDelivered(f"{endpoint!r}: {error}") from None
-        found = self._rested(url) or FrameSocket(url, lambda: self._tls)
-        with self._lock:
-            self._lent.add(found)
-            if not self._is_looked_after:
-                self._is_looked_after = True
-                threading.Thread(target=self._look_after, name="sockets", daemon=True).start()
-        return found
-
-    def _rested(self, url: str) -> FrameSocket | None:
-        while rested := self._take(url):
-            if time.monotonic() - rested.idle_since_s <= IDLE_KEPT_S and rested.look():
-                return rested
-            rested.abandon()
-        return None
-
-    def _take(self, url: str) -> FrameSocket | None:
-        with self._lock:
-            sockets = self._idle.get(url)
-            return sockets.pop() if sockets else None
-
-    def give_back(self, endpoint: str, used: FrameSocket) -> None:
-        """Only after its pong: a socket whose reader is stuck on a requester that left would hold the next stream too."""
-        used.idle_since_s = time.monotonic()
-        with self._lock:
-            self._lent.discard(used)
-            self._idle[websocket_url(endpoint)].append(used)
-
-    def abandon(self, used: FrameSocket) -> None:
-        with self._lock:
-            self._lent.discard(used)
-        used.abandon()
-
-    def _look_after(self) -> None:
-        """Pings want a pong though the upstream is quiet, and nobody else closes what nobody borrows."""
-        while True:
-            time.sleep(LOOK_EACH_S)
-            with self._lock:
-                lent, stale = list(self._lent), self._take_stale(time.monotonic() - IDLE_KEPT_S)
-            for used in lent:
-                used.look()
-            for rested in stale:
-                rested.close()
-
-    def _take_stale(self, before_s: float) -> list[FrameSocket]:
-        stale: list[FrameSocket] = []
-        for url, sockets in list(self._idle.items()):
-            stale += [rested for rested in sockets if rested.idle_since_s < before_s]
-            self._idle[url] = [rested for rested in sockets if rested.idle_since_s >= before_s]
-            if not self._idle[url]:
-                del self._idle[url]
-        return stale

@@ -71,7 +71,7 @@ class ApiBackend:
             account.sent(body.prompt_characters())
             answer_by_s = min(time.monotonic() + self._patience_s(stream), call.deadline_at_s)
             data = body.for_upstream(model=self._settings.upstream_model, stream=stream, habits=habits)
-            with self._transport.post(data, answer_by_s=answer_by_s) as response:
+            with self._transport.post(data, call.run, answer_by_s=answer_by_s) as response:
                 if response.status == 200:
                     self._relay(call, body, response, sink, account, answer_by_s)
                     self._habits = replace(habits, stream=True) if response.is_event_stream and not stream else habits

@@ -6,6 +6,8 @@ import time
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
+from answers.run import Run
+
 
 class BackendUnusable(Exception):
     """The backend cannot serve. `permanent`: another start would end the same; someone has to change something."""
@@ -17,11 +19,14 @@ class BackendUnusable(Exception):
 
 @dataclass(frozen=True)
 class Call:
-    """One request: `data` is the OpenAI body, `stream` whether the requester wants chunks, `deadline_at_s` monotonic."""
+    """One request: `data` is the OpenAI body, `stream` whether the requester wants chunks, `deadline_at_s` monotonic.
+
+    run: to be told by when the next step is due, and to hold what is waited on, so that the call can be ended."""
 
     data: bytes
     stream: bool
     deadline_at_s: float
+    run: Run
 
 
 @dataclass
@@ -69,7 +74,7 @@ class Sink(Protocol):
     """Where an answer goes: chunks for a stream, one whole completion otherwise."""
 
     def chunk(self, data: bytes) -> None:
-        """One chunk, compact JSON; sent before this returns. Raises RequesterGone."""
+        """One chunk, compact JSON; sent before this returns. Raises RequesterGone, and what else ends the call."""
 
     def whole(self, data: bytes) -> None:
         """The completion."""
@@ -80,7 +85,7 @@ class Backend(Protocol):
         """Get ready; return how many requests may run at once (0: no limit of its own). Raises BackendUnusable."""
 
     def answer(self, call: Call, sink: Sink, account: Account) -> None:
-        """Compute and hand to the sink as it comes. Raises UpstreamFailed, and whatever the sink raises."""
+        """Compute and hand to the sink as it comes. Raises UpstreamFailed, and what the sink or the run raises."""
 
     def check(self) -> None:
         """Called again and again: raises BackendUnusable once what it wraps has died."""

@@ -1,7 +1,8 @@
 """A backend child's life: boot, take requests from the channel, answer them, say how each ended, end.
 
 It knows nothing of Pulsar or Kubernetes. It exits when its channel closes or its supervisor's lease runs out:
-a stopped supervisor must not have children that go on answering what the broker has given to others meanwhile.
+a stopped supervisor must not have children that go on answering what the broker has given to others meanwhile. Before
+it does, streams that have begun are ended with an error: their requesters would wait for ever.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from typing import TYPE_CHECKING, NoReturn
 from loguru import logger
 
 from answers.delivery import Couriers
+from answers.endpoint import NodeStopped
+from backends.aboard import Aboard
 from backends.base import Backend, BackendUnusable
 from backends.late import LateDeliveries
 from backends.work import Worker
@@ -30,6 +33,7 @@ if TYPE_CHECKING:
 LEASE_S = 10.0
 CHECK_EACH_S = 0.5
 LAST_OUTCOMES_WITHIN_S = 5.0
+LAST_FRAMES_WITHIN_S = 2.0
 REFUSALS_AT_ONCE = 4
 
 
@@ -49,8 +53,9 @@ def main(settings: Settings, number: int, threads: int, reading: PipeEnd, writin
 class Child:
     def __init__(self, settings: Settings, backend: Backend, threads: int, channel: ChildEnd, lease_s: float) -> None:
         self._backend, self._channel, self._lease_s = backend, channel, lease_s
-        couriers = Couriers(threads, settings.ca_bundle or None)
-        self._worker = Worker(settings, backend, couriers, channel.send, LateDeliveries())
+        self._aboard = Aboard()
+        couriers = Couriers(threads, settings.ca_bundle or None, self._aboard.cancel)
+        self._worker = Worker(settings, backend, couriers, channel.send, LateDeliveries(), self._aboard)
         self._tasks = ThreadPoolExecutor(threads, thread_name_prefix="task")
         self._refusals = ThreadPoolExecutor(REFUSALS_AT_ONCE, thread_name_prefix="refusal")  # never behind the tasks
         self._stopped = threading.Event()
@@ -89,6 +94,8 @@ class Child:
     def _end(self, code: ExitCode) -> NoReturn:
         self._ending.acquire()  # for good: the listener and the main thread may both have a reason to end
         try:
+            # Others have these requests, or will; but a stream that has begun can only be ended, and best from here.
+            self._aboard.end_all(NodeStopped("its child ends"), LAST_FRAMES_WITHIN_S)
             self._backend.stop()
             sys.stderr.flush()
         finally:
@@ -113,11 +120,11 @@ class Child:
     def _take(self, message: ToChild) -> None:
         if isinstance(message, Task):
             if not self._giving_up:  # else the supervisor counts it among what was aboard when this child ended
-                self._tasks.submit(self._worker.compute, message)
+                self._tasks.submit(self._worker.compute, message, self._worker.board(message))
         elif isinstance(message, Lease):
-            self._channel.send(Alive())
+            self._channel.send(Alive(self._aboard.overdue()))
         elif isinstance(message, Refuse):
-            self._refusals.submit(self._worker.refuse, message)
+            self._refusals.submit(self._worker.refuse, message, self._worker.board_refusal(message))
 
 
 def build(settings: Settings, number: int, threads: int) -> Backend:

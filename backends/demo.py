@@ -40,6 +40,7 @@ class DemoBackend:
         words = ANSWER.split(" ")
         usage = {"prompt_tokens": -(-body.prompt_characters() // 4), "completion_tokens": len(words)}
         usage["total_tokens"] = usage["prompt_tokens"] + usage["completion_tokens"]
+        call.run.step(1.0)
         account.sent(body.prompt_characters())
         account.upstream_model = self._model
         if call.stream:

@@ -16,20 +16,13 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from backends import guard
+from errors import killed_by
 
 MARK = "WORKERNODE_GUARDED"
 KEPT_LINES, KEPT_LINE_CHARACTERS = 100, 400
 QUOTED_LINES = 6
 SWEEP_DEADLINE_S = 5.0
 ANSI_SEQUENCE = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
-LIKELY_CAUSES: dict[int, str] = {
-    signal.SIGKILL: "most likely the kernel, for want of memory, or somebody by hand",
-    signal.SIGILL: "it was built for another processor than this one",
-    signal.SIGSEGV: "a fault of its own, or a damaged model file",
-    signal.SIGABRT: "a fault of its own, a damaged model file, or too little memory",
-    signal.SIGBUS: "its file was cut short while in use, or the disk failed",
-    signal.SIGTERM: "somebody asked it to end",
-}
 
 
 class Guarded:
@@ -78,15 +71,14 @@ class Guarded:
         return None if self.alive() else self._guard.returncode
 
     def ending(self) -> str:
-        """How it ended, in words, without its log: `was killed by SIGKILL (most likely …)`."""
+        """How it ended, in words, without its log: `was killed by signal SIGKILL (most likely …)`."""
         code = self.exit_code()
         if code is None:
             return "is running"
         if code < 0:
-            return f"was ended because its guard was killed by {_signal_name(-code)}"
+            return f"was ended because its guard was killed by {killed_by(-code)}"
         if code > 128:
-            cause = LIKELY_CAUSES.get(code - 128)
-            return f"was killed by {_signal_name(code - 128)}" + (f" ({cause})" if cause else "")
+            return f"was killed by {killed_by(code - 128)}"
         return {126: "cannot be executed", 127: "was not found: there is no such command"}.get(code, f"ended with exit code {code}")
 
     def last_lines(self, count: int = QUOTED_LINES) -> list[str]:
@@ -139,10 +131,3 @@ def _marked(mark: bytes) -> list[int]:
             if mark in Path(f"/proc/{name}/environ").read_bytes().split(b"\0"):
                 found.append(int(name))
     return found
-
-
-def _signal_name(number: int) -> str:
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        return f"signal {number}"

@@ -13,7 +13,7 @@ from typing import Any
 from loguru import logger
 
 from answers.delivery import Delivery
-from answers.endpoint import NotDelivered, Refused, RequesterGone, RequesterUnknown
+from answers.endpoint import AnotherAnswers, NodeStopped, NotDelivered, Refused, RequesterGone, RequesterUnknown
 from errors import error_object
 from ipc.messages import End, Outcome
 
@@ -104,15 +104,29 @@ class LateDeliveries:
             late.why = str(error)
             final = isinstance(error, Refused) or time.monotonic() >= late.deadline_at_s
             return undeliverable(late.number, late.why, late.way) if final else None
-        except RequesterGone as error:
-            return Outcome(late.number, "gone", error_object(str(error), "server_error", "requester_gone"))
-        except RequesterUnknown as error:
-            return Outcome(late.number, "unknown", error_object(str(error), "server_error", "requester_unknown"))
+        except (RequesterGone, RequesterUnknown, AnotherAnswers) as error:
+            return unwanted(late.number, error)
+        except NodeStopped as error:
+            late.why = str(error)
+            return None
         except Exception as bug:  # a bug of ours must cost one delivery, not the thread that all others wait for
             logger.exception("a late delivery hit a bug of the node")
             late.why = f"{type(bug).__name__}: {bug}"
             return undeliverable(late.number, late.why, late.way)
         return Outcome(late.number, late.end, late.error)
+
+
+_ENDS_UNWANTED: dict[type[Exception], tuple[End, str, str]] = {
+    RequesterGone: ("gone", "requester_gone", "The requester left"),
+    AnotherAnswers: ("busy", "requester_busy", "Another attempt is answering"),
+    RequesterUnknown: ("unknown", "requester_unknown", "Nobody knows the request"),
+}
+
+
+def unwanted(number: int, why: RequesterGone | AnotherAnswers | RequesterUnknown) -> Outcome:
+    """The end of a request whose answer nobody waits for, at least not from here."""
+    end, code, words = _ENDS_UNWANTED[type(why)]
+    return Outcome(number, end, error_object(f"{words}: {why}", "server_error", code))
 
 
 def undeliverable(number: int, why: str, way: Delivery) -> Outcome:

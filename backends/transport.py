@@ -9,7 +9,6 @@ from types import TracebackType
 from typing import Any
 
 import urllib3
-from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.exceptions import (
     ConnectTimeoutError,
     HTTPError,
@@ -20,7 +19,9 @@ from urllib3.exceptions import (
     SSLError,
 )
 
+from answers.run import MARGIN_S, Run
 from backends.base import BackendUnusable
+from backends.connection import PlainConnection, TlsConnection, used_by
 from errors import Failure, Kind
 
 READ_BYTES = 64 << 10
@@ -33,26 +34,6 @@ class UpstreamFailed(Exception):
     def __init__(self, failure: Failure) -> None:
         super().__init__(failure.detail)
         self.failure = failure
-
-
-class _KeepsSocket:
-    """Remembers the socket: http.client forgets it as soon as a server announces `Connection: close`."""
-
-    live_socket: socket.socket | None = None
-
-    def connect(self) -> None:
-        super().connect()  # type: ignore[misc]
-        self.live_socket = self.sock  # type: ignore[attr-defined]
-        assert self.live_socket is not None
-        self.live_socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-
-
-class _PlainConnection(_KeepsSocket, HTTPConnection):
-    pass
-
-
-class _TlsConnection(_KeepsSocket, HTTPSConnection):
-    pass
 
 
 class Transport:
@@ -69,24 +50,33 @@ class Transport:
         if parsed.scheme == "https":
             context = _tls_context(ca_bundle)
             self._pool: urllib3.HTTPConnectionPool = urllib3.HTTPSConnectionPool(host, port, ssl_context=context, **options)
-            self._pool.ConnectionCls = _TlsConnection
+            self._pool.ConnectionCls = TlsConnection
         else:
             self._pool = urllib3.HTTPConnectionPool(host, port, **options)
-            self._pool.ConnectionCls = _PlainConnection
+            self._pool.ConnectionCls = PlainConnection
 
-    def post(self, body: bytes, *, answer_by_s: float) -> Response:
-        """Send; return when the headers are there. `answer_by_s`: monotonic. Raises UpstreamFailed."""
+    def post(self, body: bytes, run: Run, *, answer_by_s: float) -> Response:
+        """Send; return when the headers are there. `answer_by_s`: monotonic. Raises UpstreamFailed, and what the run was
+        ended for, which shuts the connection."""
         left_s = answer_by_s - time.monotonic()
         if left_s <= 0:
             raise UpstreamFailed(Failure("timeout", "no time was left to ask"))
-        timeout = urllib3.Timeout(connect=min(self._connect_timeout_s, left_s), read=left_s)
+        connect_s = min(self._connect_timeout_s, left_s)
+        run.step(connect_s + left_s)
         try:
-            raw = self._pool.urlopen(
-                "POST", self._target, body, self._headers, preload_content=False, redirect=False, timeout=timeout, retries=False
-            )
-        except (HTTPError, OSError) as error:
-            raise UpstreamFailed(_failure(error)) from None
-        return Response(raw)
+            with used_by(run):
+                return Response(self._sent(body, urllib3.Timeout(connect=connect_s, read=left_s)), run)
+        except BaseException as error:
+            run.let_go()
+            run.check()
+            if isinstance(error, HTTPError | OSError):
+                raise UpstreamFailed(_failure(error)) from None
+            raise
+
+    def _sent(self, body: bytes, timeout: urllib3.Timeout) -> urllib3.BaseHTTPResponse:
+        return self._pool.urlopen(
+            "POST", self._target, body, self._headers, preload_content=False, redirect=False, timeout=timeout, retries=False
+        )
 
     def close(self) -> None:
         self._pool.close()
@@ -96,8 +86,8 @@ class Response:
     """An answer whose headers are there and whose body is not yet. A context manager: leaving it early closes the
     connection, which tells the upstream that nobody waits any more."""
 
-    def __init__(self, raw: urllib3.BaseHTTPResponse) -> None:
-        self._raw = raw
+    def __init__(self, raw: urllib3.BaseHTTPResponse, run: Run) -> None:
+        self._raw, self._run = raw, run
         self._socket: socket.socket | None = getattr(raw.connection, "live_socket", None)
         self._set_s: float | None = None
         self._complete = False
@@ -109,15 +99,20 @@ class Response:
         return self.headers.get("content-type", "").split(";")[0].strip().lower() == "text/event-stream"
 
     def read_some(self, deadline_at_s: float) -> bytes:
-        """What has come in, as soon as anything has; b"" at the end. Raises UpstreamFailed, also past the deadline."""
+        """What has come in, as soon as anything has; b"" at the end. Raises UpstreamFailed, also past the deadline, and
+        what the run was ended for."""
         left_s = deadline_at_s - time.monotonic()
         if left_s <= 0:
             raise UpstreamFailed(Failure("timeout", "no output in time"))
+        self._run.by_s = deadline_at_s + MARGIN_S
         try:
             self._wait_at_most(left_s)
             piece: bytes = self._raw.read1(READ_BYTES)
         except (HTTPError, OSError, ValueError) as error:
+            self._run.check()
             raise UpstreamFailed(_failure(error)) from None
+        if not piece:
+            self._run.check()  # an end that was made here looks like one that the upstream made
         self._complete = not piece
         return piece
 
@@ -149,6 +144,7 @@ class Response:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._run.let_go()
         if self._complete:
             self._raw.release_conn()
         else:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from loguru import logger
 
-from answers.delivery import Address, Couriers, Delivery, delivery
-from answers.endpoint import NotDelivered, Refused, RequesterGone, RequesterUnknown
+from answers.address import Address
+from answers.delivery import Couriers, Delivery, delivery
+from answers.endpoint import AnotherAnswers, NodeStopped, NotDelivered, Refused, RequesterGone, RequesterUnknown
+from answers.run import Run
+from backends.aboard import Aboard
 from backends.base import Account, Backend, Call, now_ms
-from backends.late import LateDeliveries, undeliverable
+from backends.late import LateDeliveries, undeliverable, unwanted
 from backends.transport import UpstreamFailed
 from errors import Scope, error_object, verdict
 from ipc.channel import ChannelBroken
@@ -20,100 +24,121 @@ if TYPE_CHECKING:
     from config import Settings
 
 _END_BY_SCOPE: dict[Scope, End] = {Scope.REQUEST: "failed", Scope.RETRY: "retry", Scope.THROTTLE: "throttle", Scope.NODE: "trouble"}
+_STOPPED = error_object("The node stopped in the middle of this answer.", "server_error", "node_stopped")
+STARTED_WITHIN_S = 1.0  # a slot was free for it
 
 
 class Worker:
-    """What a child's threads run."""
+    """What a child's threads run. `board` first, on the listener's thread: from then on a request can be cancelled."""
 
     def __init__(
-        self, settings: Settings, backend: Backend, couriers: Couriers, send: Callable[[FromChild], None], late: LateDeliveries
+        self, settings: Settings, backend: Backend, couriers: Couriers, send: Callable[[FromChild], None], late: LateDeliveries,
+        aboard: Aboard,
     ) -> None:
         self._settings, self._backend, self._couriers = settings, backend, couriers
-        self._send, self._late = send, late
+        self._send, self._late, self._aboard = send, late, aboard
 
-    def compute(self, task: Task) -> None:
+    def board(self, task: Task) -> Run:
+        run = Run(task.number, task.request_id, lambda: self._send(Begun(task.number)))
+        run.step(STARTED_WITHIN_S)
+        return self._aboard.add(run)
+
+    def board_refusal(self, refusal: Refuse) -> Run:
+        """Begun is not said: its task was over before. No step is due until a thread takes it, as no slot was promised."""
+        return self._aboard.add(Run(refusal.number, refusal.request_id))
+
+    def compute(self, task: Task, run: Run) -> None:
         """Never raises: whatever goes wrong is this request's Outcome."""
-        account = Account()
-        way = delivery(_address(task), self._couriers, lambda: self._send(Begun(task.number)))
+        piece = _Piece(run, _address(task))
         try:
-            outcome = self._computed(task, way, account)
-        except ChannelBroken:
-            return  # nobody is left to tell; the listener is ending this process
+            outcome = self._computed(task, piece)
+        except (ChannelBroken, NodeStopped):
+            self._leave_off(piece)
+            return
         except Exception as bug:  # a bug of ours must not lose the request, nor take the child down
             logger.exception("request {} hit a bug of the node", task.request_id)
-            outcome = self._after_bug(task, way, bug)
+            outcome = _after_bug(piece, bug)
         if outcome is not None:
-            self._report(outcome, way, account)
+            self._report(outcome, piece)
 
-    @staticmethod
-    def _after_bug(task: Task, way: Delivery, bug: Exception) -> Outcome:
-        """Nobody has seen anything: try again. Otherwise the requester waits for an end, and gets it if that can be."""
-        error = error_object(f"The node failed on this request ({type(bug).__name__}).", "server_error", "node_error")
-        if not way.begun:
-            return Outcome(task.number, "retry", error)
-        try:
-            way.fail(error)
-            way.finish()
-            return Outcome(task.number, "failed", error)
-        except Exception:
-            return Outcome(task.number, "gone", error)
-
-    def refuse(self, task: Refuse) -> None:
+    def refuse(self, refusal: Refuse, run: Run) -> None:
         """Deliver an error that was decided elsewhere. A stream may have begun in a child that died since."""
-        account = Account()
-        way = delivery(_address(task), self._couriers, lambda: None)
-        way.fail(task.error)
+        piece = _Piece(run, _address(refusal))
         try:
-            outcome = self._delivered(task.number, way, account, "failed", task.error, _address(task))
-        except ChannelBroken:
+            piece.way = delivery(piece.address, self._couriers, run, insists=True)
+            piece.way.fail(refusal.error)
+            outcome = self._delivered(piece, piece.way, "failed", refusal.error)
+        except (ChannelBroken, NodeStopped):
+            self._leave_off(piece)
             return
         except Exception:  # as above
-            logger.exception("the refusal of request {} hit a bug of the node", task.request_id)
-            outcome = Outcome(task.number, "undeliverable", task.error)
+            logger.exception("the refusal of request {} hit a bug of the node", refusal.request_id)
+            outcome = Outcome(refusal.number, "undeliverable", refusal.error)
         if outcome is not None:
-            self._report(outcome, way, account)
+            self._report(outcome, piece)
 
-    def _computed(self, task: Task, way: Delivery, account: Account) -> Outcome | None:
-        call = Call(task.data, task.stream, task.deadline_at_s)
-        end: End = "answered"
-        error = None
+    def _computed(self, task: Task, piece: _Piece) -> Outcome | None:
         try:
-            self._backend.answer(call, way, account)
+            way = self._way(piece)
+            self._backend.answer(Call(task.data, task.stream, task.deadline_at_s, piece.run), way, piece.account)
+            return self._delivered(piece, way, "answered", None)
         except UpstreamFailed as failed:
-            judged = verdict(failed.failure, self._settings.secrets)
-            logger.debug("request {}: {} ({})", task.request_id, failed.failure.detail, judged.scope.value)
-            if judged.scope is not Scope.REQUEST and not way.begun:
-                end = _END_BY_SCOPE[judged.scope]
-                return Outcome(task.number, end, judged.error, judged.reason, judged.wait_s)
-            end, error = "failed", judged.error
-            account.close()
-            way.fail(judged.error)
-        except RequesterGone as gone:
-            account.close()
-            return Outcome(task.number, "gone", _gone(gone))
-        return self._delivered(task.number, way, account, end, error, _address(task))
+            return self._failed(piece, way, failed)
+        except (RequesterGone, AnotherAnswers) as why:
+            piece.account.close()
+            return unwanted(piece.run.number, why)
 
-    def _delivered(
-        self, number: int, way: Delivery, account: Account, end: End, error: dict[str, Any] | None, address: Address
-    ) -> Outcome | None:
-        """None where the delivery is still tried, apart from the slots; its outcome follows then."""
+    def _way(self, piece: _Piece) -> Delivery:
+        """Raises RequesterGone, AnotherAnswers, NodeStopped: not to be computed."""
+        piece.run.check()
+        piece.way = delivery(piece.address, self._couriers, piece.run)
+        if self._aboard.was_cancelled(piece.run.request_id):
+            piece.way.await_reply()
+        return piece.way
+
+    def _failed(self, piece: _Piece, way: Delivery, failed: UpstreamFailed) -> Outcome | None:
+        number, failure = piece.run.number, failed.failure
+        judged = verdict(failure, self._settings.secrets)
+        logger.debug("request {}: {} ({})", piece.run.request_id, failure.detail, judged.scope.value)
+        if judged.scope is not Scope.REQUEST and not piece.run.begun:
+            return Outcome(number, _END_BY_SCOPE[judged.scope], judged.error, judged.reason, judged.wait_s)
+        piece.account.close()
+        way.fail(judged.error)
+        return self._delivered(piece, way, "failed", judged.error)
+
+    def _delivered(self, piece: _Piece, way: Delivery, end: End, error: dict[str, Any] | None) -> Outcome | None:
+        """None where the delivery is still tried, apart from the slots; its outcome follows then. Raises NodeStopped."""
+        number = piece.run.number
         try:
             way.finish()
             return Outcome(number, end, error)
-        except RequesterGone as gone:
-            return Outcome(number, "gone", _gone(gone))
-        except RequesterUnknown as unknown:
-            return Outcome(number, "unknown", error_object(str(unknown), "server_error", "requester_unknown"))
+        except (RequesterGone, AnotherAnswers, RequesterUnknown) as why:
+            return unwanted(number, why)
         except Refused as refused:
             return undeliverable(number, str(refused), way)
         except NotDelivered as not_delivered:
             self._send(Computed(number))
-            self._late.add(way, address.deadline_at_s, str(not_delivered), number, end, error, lambda o: self._report(o, way, account))
+            deadline_at_s = piece.address.deadline_at_s
+            self._late.add(way, deadline_at_s, str(not_delivered), number, end, error, lambda outcome: self._report(outcome, piece))
             return None
 
-    def _report(self, outcome: Outcome, way: Delivery, account: Account) -> None:
+    def _leave_off(self, piece: _Piece) -> None:
+        """This process is ending: no outcome, as others have the request, except for who has seen a part of a stream."""
+        try:
+            if piece.way is not None and piece.run.begun:
+                piece.way.cut(_STOPPED)
+                piece.account.close()
+                self._report(Outcome(piece.run.number, "failed", _STOPPED), piece)
+        except Exception as error:
+            logger.debug("request {} could not be ended: {}", piece.run.request_id, error)
+        piece.abandon()
+        self._aboard.remove(piece.run)
+
+    def _report(self, outcome: Outcome, piece: _Piece) -> None:
         """Complete the outcome with what the call cost, and say it."""
-        way.abandon()
+        piece.abandon()
+        self._aboard.remove(piece.run)
+        account = piece.account
         try:
             self._send(
                 Outcome(
@@ -126,10 +151,35 @@ class Worker:
             return  # the listener has noticed too, and is ending this process
 
 
+@dataclass
+class _Piece:
+    """What a worker has of one request."""
+
+    run: Run
+    address: Address
+    account: Account = field(default_factory=Account)
+    way: Delivery | None = None
+
+    def abandon(self) -> None:
+        if self.way is not None:
+            self.way.abandon()
+
+
+def _after_bug(piece: _Piece, bug: Exception) -> Outcome:
+    """Nobody has seen anything: try again. Otherwise the requester waits for an end, and gets it if that can be."""
+    number = piece.run.number
+    error = error_object(f"The node failed on this request ({type(bug).__name__}).", "server_error", "node_error")
+    if piece.way is None or not piece.run.begun:
+        return Outcome(number, "retry", error)
+    try:
+        piece.way.fail(error)
+        piece.way.finish()
+        return Outcome(number, "failed", error)
+    except Exception:
+        return Outcome(number, "gone", error)
+
+
 def _address(task: Task | Refuse) -> Address:
-    return Address(task.request_id, task.stream, task.endpoint, task.received_at_s, task.deadline_at_s, task.first_attempt)
-
-
-def _gone(error: RequesterGone) -> dict[str, Any]:
-    return error_object(f"The requester left: {error}", "server_error", "requester_gone")
-
+    return Address(
+        task.request_id, task.stream, task.endpoint, task.received_at_s, task.deadline_at_s, task.attempt, task.link
+    )

@@ -108,7 +108,10 @@ def _bind(host: str, port: int) -> socket.socket:
     """A listening socket. Raises CannotListen."""
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-        return socket.create_server((host, port), family=family, backlog=1024)
+        listener = socket.create_server((host, port), family=family, backlog=1024)
+        # Inherited by connections; asyncio sets it only on sockets that say their protocol, which these do not.
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return listener
     except OSError as error:
         raise CannotListen(f"port {port} of {host} cannot be had: {error.strerror or error}") from None
 

@@ -15,7 +15,7 @@ from starlette.routing import Route, WebSocketRoute
 from starlette.websockets import WebSocket
 
 from errors import error_object
-from gateway import chat, nodes
+from gateway import chat, links, nodes
 from gateway.body import read_body
 from gateway.exchange import Exchange, Gateway
 from gateway.models import is_model_name
@@ -28,7 +28,7 @@ _WITHHELD_HEADERS = frozenset({"authorization", "proxy-authorization", "cookie",
 
 
 def create_app(gateway: Gateway) -> Starlette:
-    """The ASGI application. Needs `scope["state"]["transport"]` (server.py), to close the connection of a slow reader."""
+    """The ASGI application. Needs `scope["state"]["transport"]` (server.py), to close the connection of who does not read."""
     handlers = _Handlers(gateway)
     cors = Middleware(
         CORSMiddleware, allow_origins=["*"], allow_methods=["*"], allow_headers=["*"], expose_headers=["X-Request-Id"]
@@ -42,6 +42,7 @@ def create_app(gateway: Gateway) -> Starlette:
             Route("/health", handlers.health, methods=["GET"]),
             Route("/res", handlers.answer, methods=["POST"]),
             WebSocketRoute("/res/ws", handlers.frames),
+            WebSocketRoute(links.PATH, handlers.link),
         ],
         middleware=[cors],
     )
@@ -70,7 +71,7 @@ class _Handlers:
             stream=stream,
             endpoint=gateway.endpoint(stream),
             data=msgspec.Raw(body),
-            metadata={"headers": passed_headers(request)},
+            metadata={"headers": passed_headers(request), "workernode": {"link": gateway.link, "v": envelope.LINK_VERSION}},
         )
         payload = envelope.encode(message)
         if len(payload) > MAX_MESSAGE_BYTES:
@@ -100,6 +101,9 @@ class _Handlers:
 
     async def frames(self, websocket: WebSocket) -> None:
         await nodes.take_frames(websocket, self._gateway.pending)
+
+    async def link(self, websocket: WebSocket) -> None:
+        await links.serve_link(websocket, self._gateway.pending)
 
 
 def passed_headers(request: Request) -> dict[str, list[str]]:

@@ -11,6 +11,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from errors import http_status
+from gateway import links
 from gateway.models import Models
 from gateway.pending import DEFAULT_BUFFER_BYTES, Frame, Pending, RequesterGone, Waiter
 from gateway.problem import Problem, bad_answer, timeout, too_large, unavailable
@@ -34,10 +35,15 @@ class Gateway:
     pending: Pending = dataclasses.field(default_factory=Pending)
 
     def endpoint(self, stream: bool) -> str:
-        """Where a node sends the answer."""
+        """Where a node sends the answer that knows no links."""
         if stream:
             return self.answer_url.replace("http", "ws", 1) + "/res/ws"
         return self.answer_url + "/res"
+
+    @property
+    def link(self) -> str:
+        """Where a node opens its link."""
+        return self.answer_url.replace("http", "ws", 1) + links.PATH
 
 
 class Exchange(Response):

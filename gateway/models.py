@@ -11,26 +11,18 @@ import time
 from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol
-from urllib.parse import quote
 
-import msgspec
-import urllib3
 from loguru import logger
 
+from messaging.admin import NAMESPACE, AdminSilent
 from messaging.topics import request_topic, subscription
 
-ADMIN_TIMEOUT_S = 3.0
 KNOWN_FOR_S = 60.0
 UNKNOWN_FOR_S = 3.0
 SILENT_FOR_S = 5.0
 LISTED_FOR_S = 3.0
 MAX_REMEMBERED = 1000
-_NAMESPACE = "public/default"
-_PREFIX = f"persistent://{_NAMESPACE}/{request_topic('')}"
-
-
-class AdminSilent(Exception):
-    """The admin address gave no answer that can be used."""
+_PREFIX = f"persistent://{NAMESPACE}/{request_topic('')}"
 
 
 def is_model_name(name: str) -> bool:
@@ -41,42 +33,11 @@ def is_model_name(name: str) -> bool:
 class Admin(Protocol):
     """Pulsar's admin API, as far as it is used here. Blocks; both raise AdminSilent."""
 
-    def subscriptions(self, model: str) -> list[str]:
-        """Of the model's topic; none where there is no such topic."""
+    def subscriptions(self, topic: str) -> list[str]:
+        """None where there is no such topic."""
 
     def topics(self) -> list[str]:
         """Full names, of partitioned topics and of the others."""
-
-
-class PulsarAdmin:
-    """url: `http://host:8080`; token: a JWT or empty; ca_bundle: a PEM file's path or empty."""
-
-    def __init__(self, url: str, token: str = "", ca_bundle: str = "", timeout_s: float = ADMIN_TIMEOUT_S) -> None:
-        self._base = f"{url}/admin/v2/persistent/{_NAMESPACE}"
-        self._pool = urllib3.PoolManager(
-            maxsize=8,
-            headers={"Authorization": f"Bearer {token}"} if token else {},
-            timeout=urllib3.Timeout(total=timeout_s),
-            retries=urllib3.Retry(0, redirect=2),
-            ca_certs=ca_bundle or None,
-        )
-
-    def subscriptions(self, model: str) -> list[str]:
-        return self._get(f"/{quote(request_topic(model), safe='')}/subscriptions")
-
-    def topics(self) -> list[str]:
-        return self._get("") + self._get("/partitioned")
-
-    def _get(self, path: str) -> list[str]:
-        try:
-            response = self._pool.request("GET", self._base + path)
-            if response.status == 404:
-                return []
-            if response.status == 200:
-                return msgspec.json.decode(response.data, type=list[str])
-        except (urllib3.exceptions.HTTPError, msgspec.DecodeError) as error:
-            raise AdminSilent(str(error)) from None
-        raise AdminSilent(f"HTTP {response.status}")
 
 
 class Models:
@@ -114,7 +75,7 @@ class Models:
 
     async def _ask(self, model: str) -> bool:
         try:
-            verdict = subscription(model) in await self._call("subscriptions", model)
+            verdict = subscription(model) in await self._call("subscriptions", request_topic(model))
             lasts_s = KNOWN_FOR_S if verdict else UNKNOWN_FOR_S
         except AdminSilent:
             verdict, lasts_s = True, SILENT_FOR_S
@@ -143,7 +104,7 @@ class Models:
     async def _ask_all(self) -> tuple[list[str], float]:
         try:
             names = sorted(model_names(await self._call("topics")))
-            served = await asyncio.gather(*(self._call("subscriptions", name) for name in names))
+            served = await asyncio.gather(*(self._call("subscriptions", request_topic(name)) for name in names))
         except AdminSilent:
             return self._witnessed(), SILENT_FOR_S
         return [name for name, found in zip(names, served, strict=True) if subscription(name) in found], LISTED_FOR_S

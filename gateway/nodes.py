@@ -1,4 +1,4 @@
-"""What nodes send: `POST /res` with a whole answer, `/res/ws` with the frames of streams.
+"""What nodes send to an endpoint: `POST /res` with a whole answer, `/res/ws` with the frames of streams. Links: links.py.
 
 Either way serves either kind of request: a node that reads only one of `stream` and `endpoint` is understood all the same.
 """
@@ -14,7 +14,7 @@ from starlette.websockets import WebSocket
 
 from errors import error_object
 from gateway.body import read_body
-from gateway.pending import Frame, Pending
+from gateway.pending import Frame, Pending, Waiter
 from gateway.problem import invalid
 
 MAX_ANSWER_BYTES = 16 * 1024 * 1024
@@ -43,13 +43,12 @@ async def take_post(request: Request, pending: Pending) -> Response:
     try:
         answer = _answers.decode(body)
         frame = read_frame(answer.data, end=True)
+        waiter = pending.get(answer.request_id)
+        frame = whole_for(waiter, frame) if waiter else frame
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise invalid(f"The answer could not be read: {error}", "invalid_json") from None
     if frame.data is None:
         raise invalid("The answer has no data.", "missing_required_parameter", "data")
-    waiter = pending.get(answer.request_id)
-    if waiter and waiter.stream and frame.error is None:
-        frame = Frame(as_chunk(frame.data), end=True)
     if waiter is None or not pending.deliver(waiter, frame):
         raise invalid("Nobody waits for this request_id: answered already, or gone.", "request_not_found", "request_id", 404)
     return Response(_OK, media_type="application/json")
@@ -91,6 +90,13 @@ def read_frame(data: msgspec.Raw, end: bool) -> Frame:
         error = error_object(str(error), "server_error")
         raw = msgspec.json.encode({"error": error})
     return Frame(raw, True, error)
+
+
+def whole_for(waiter: Waiter, frame: Frame) -> Frame:
+    """A whole answer in the form that this requester reads. Raises as read_frame does."""
+    if frame.data is None or frame.error is not None or not waiter.stream:
+        return frame
+    return Frame(as_chunk(frame.data), end=True)
 
 
 def as_chunk(data: bytes) -> bytes:

@@ -1,11 +1,11 @@
-"""Who waits for an answer. Used on the event loop's thread only, so it needs no locks."""
+"""Who waits for an answer, and which link may give it. Used on the event loop's thread only, so it needs no locks."""
 
 from __future__ import annotations
 
 import asyncio
 import dataclasses
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Literal, Protocol
 
 DEFAULT_BUFFER_BYTES = 4 * 1024 * 1024
 
@@ -27,15 +27,28 @@ class Frame:
         return len(self.data or b"")
 
 
+class Link(Protocol):
+    """A node's link (links.py), as far as those who wait need one."""
+
+    def cancel(self, request_id: str) -> None:
+        """Nobody waits for this request any more. Returns at once, and never fails."""
+
+    def lose(self, request_id: str, attempt: int) -> None:
+        """Another attempt answers this request from now on. As above."""
+
+
 class Waiter:
     """One requester's mailbox, bounded in bytes: who puts never waits, and who takes has a deadline.
 
+    link, attempt: whose the request is, where a link has begun it; has_output: something of an answer has come.
     drop: closes the requester's connection; called once, where it reads too slowly.
     """
 
     def __init__(self, request_id: str, stream: bool, drop: Callable[[], None], limit_bytes: int = DEFAULT_BUFFER_BYTES) -> None:
         self.request_id, self.stream = request_id, stream
-        self.gone = False
+        self.link: Link | None = None
+        self.attempt = 0
+        self.has_output = self.gone = False
         self.buffered_bytes = 0
         self._drop = drop
         self._limit_bytes = limit_bytes
@@ -48,6 +61,7 @@ class Waiter:
             self._drop()  # first, so that the connection is known to be lost when who takes wakes up
             self.leave()
             return False
+        self.has_output = True
         self._frames.append(frame)
         self.buffered_bytes += frame.size_bytes
         self._arrived.set()
@@ -75,6 +89,7 @@ class Pending:
     """Waiters by request id. An id leaves with its end frame: what comes after it is for nobody."""
 
     def __init__(self) -> None:
+        self.links: set[Link] = set()
         self._waiters: dict[str, Waiter] = {}
 
     def __len__(self) -> int:
@@ -89,16 +104,68 @@ class Pending:
     def get(self, request_id: str) -> Waiter | None:
         return self._waiters.get(request_id)
 
-    def deliver(self, waiter: Waiter, frame: Frame) -> bool:
-        """False where nobody waits any more."""
-        if self._waiters.get(waiter.request_id) is not waiter:
+    def begin(self, request_id: str, attempt: int, link: Link) -> Literal["go", "gone", "busy"]:
+        """May this link answer? While there is no output the last to ask may: its node knows that the one before is lost."""
+        waiter = self._waiters.get(request_id)
+        if waiter is None:
+            return "gone"
+        if waiter.has_output and (waiter.link is not link or waiter.attempt != attempt):
+            return "busy"
+        if waiter.link is not link:
+            self._take_from_link(waiter)
+        waiter.link, waiter.attempt = link, attempt
+        return "go"
+
+    def deliver(self, waiter: Waiter, frame: Frame, link: Link | None = None) -> bool:
+        """False where nobody waits any more, or not for this sender. link: None for what came to the endpoint."""
+        if self._waiters.get(waiter.request_id) is not waiter or not self._may_answer(waiter, link):
             return False
         taken = waiter.put(frame)
         if frame.end or not taken:
             del self._waiters[waiter.request_id]
+        if not (frame.end or taken):
+            self._cancel(waiter)
         return taken
 
+    def _may_answer(self, waiter: Waiter, link: Link | None) -> bool:
+        """What comes to the endpoint takes the request from its link, as another `begin` does: while there is no output."""
+        if waiter.link is link:
+            return True
+        if link is not None or waiter.has_output:
+            return False
+        self._take_from_link(waiter)
+        return True
+
+    def _take_from_link(self, waiter: Waiter) -> None:
+        if waiter.link is not None:
+            waiter.link.lose(waiter.request_id, waiter.attempt)
+            waiter.link = None
+
     def remove(self, waiter: Waiter) -> None:
-        """The requester is served, or has gone."""
-        self._waiters.pop(waiter.request_id, None)
+        """The requester is served, or has gone, which the nodes are told."""
+        if self._waiters.pop(waiter.request_id, None) is not None:
+            self._cancel(waiter)
         waiter.leave()
+
+    def end(self, waiter: Waiter, last: Frame) -> None:
+        """The gateway's own last word, whoever was answering."""
+        if self._waiters.pop(waiter.request_id, None) is not None:
+            self._cancel(waiter)
+            waiter.put(last)
+
+    def _cancel(self, waiter: Waiter) -> None:
+        """To the link that has begun it; to all where none has, as one may be about to. Not for output from elsewhere."""
+        if waiter.link is not None:
+            waiter.link.cancel(waiter.request_id)
+        elif not waiter.has_output:
+            for link in self.links:
+                link.cancel(waiter.request_id)
+
+    def release(self, link: Link, last: Frame) -> None:
+        """The link has ended: `last` ends what has output, the rest is free for the attempt that follows."""
+        self.links.discard(link)
+        for waiter in self:
+            if waiter.link is link:
+                waiter.link = None
+                if waiter.has_output:
+                    self.end(waiter, last)

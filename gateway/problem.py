@@ -52,5 +52,9 @@ def unavailable(message: str, code: str) -> Problem:
     return Problem(error_object(message, "service_unavailable", code))
 
 
+def node_lost() -> Problem:
+    return Problem(error_object("The node was lost in the middle of its answer: try again.", "server_error", "node_lost"))
+
+
 def bad_answer(message: str) -> Problem:
     return Problem(error_object(message, "server_error", "bad_answer"), 502)

@@ -19,14 +19,17 @@ from uvicorn.protocols.http.auto import AutoHTTPProtocol
 from config import Settings
 from gateway.app import create_app
 from gateway.exchange import Gateway
-from gateway.models import Models, PulsarAdmin
+from gateway.keepalive import NodeSocket
+from gateway.models import Models
 from gateway.nodes import MAX_ANSWER_BYTES
 from gateway.problem import unavailable
 from gateway.publisher import PulsarPublisher
+from messaging.admin import PulsarAdmin
 from messaging.client import close_in_time, open_client
 
 _FLUSH_TIMEOUT_S = 3
 _CLOSE_TIMEOUT_S = 3.0
+_DRAIN_POLL_S = 0.05
 _PORT_ERRORS = frozenset({errno.EADDRINUSE, errno.EACCES})
 
 
@@ -83,6 +86,7 @@ async def run(
     config = uvicorn.Config(
         create_app(gateway),
         http=_Protocol,
+        ws=NodeSocket,
         lifespan="off",
         log_config=None,
         log_level="error",
@@ -136,10 +140,11 @@ async def drain(gateway: Gateway, timeout_s: float) -> None:
     loop = asyncio.get_running_loop()
     deadline = loop.time() + timeout_s
     while gateway.pending and loop.time() < deadline:
-        await asyncio.sleep(0.05)
+        await asyncio.sleep(_DRAIN_POLL_S)
     problem = unavailable("The gateway is shutting down: no answer came in time.", "shutting_down")
     for waiter in gateway.pending:
-        gateway.pending.deliver(waiter, problem.frame())
+        gateway.pending.end(waiter, problem.frame())
+    await asyncio.sleep(_DRAIN_POLL_S)  # the last replies to the nodes leave before their links are closed
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -152,7 +157,10 @@ def bind(host: str, port: int) -> socket.socket:
     except OSError as error:
         variable = "PORT" if error.errno in _PORT_ERRORS else "HOST"
         raise CannotBind(f"{variable} should be free to bind: {address(host, port)} is not ({os.strerror(error.errno or 0)})") from None
-    if hasattr(socket, "TCP_USER_TIMEOUT"):  # inherited by connections: a peer that reads nothing for a minute is cut off
+    # Both are inherited by connections. asyncio sets the first only where a socket names its protocol, and a listener names
+    # none: small frames would wait 40 ms for the peer's delayed acknowledgement of the one before.
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    if hasattr(socket, "TCP_USER_TIMEOUT"):  # a peer that reads nothing for a minute is cut off
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 60_000)
     return listener
 

@@ -12,7 +12,8 @@ import msgspec
 
 
 class Task(msgspec.Struct, frozen=True, tag="task"):
-    """Supervisor → child: compute this request and answer it. `number` names it on this channel."""
+    """Supervisor → child: compute this request and answer it. `number` names it on this channel; `link`: the address of
+    the link that its gateway offers (docs/links.md), "" where there is none."""
 
     number: int
     request_id: str
@@ -21,7 +22,8 @@ class Task(msgspec.Struct, frozen=True, tag="task"):
     data: bytes
     received_at_s: float
     deadline_at_s: float
-    first_attempt: bool
+    attempt: int
+    link: str = ""
 
 
 class Refuse(msgspec.Struct, frozen=True, tag="refuse"):
@@ -34,7 +36,8 @@ class Refuse(msgspec.Struct, frozen=True, tag="refuse"):
     error: dict[str, Any]
     received_at_s: float
     deadline_at_s: float
-    first_attempt: bool
+    attempt: int
+    link: str = ""
 
 
 class Lease(msgspec.Struct, frozen=True, tag="lease"):
@@ -60,7 +63,10 @@ class Unusable(msgspec.Struct, frozen=True, tag="unusable"):
 
 
 class Alive(msgspec.Struct, frozen=True, tag="alive"):
-    """Child → supervisor: a lease was read."""
+    """Child → supervisor: a lease was read. `overdue`: the requests whose worker has shown nothing past the time that any
+    step of it may take, so that it hangs."""
+
+    overdue: list[int] = []
 
 
 class Begun(msgspec.Struct, frozen=True, tag="begun"):
@@ -81,7 +87,8 @@ End = Literal[
     "retry",  # nothing was delivered: try again, counting an attempt
     "throttle",  # nothing was delivered: later, not counted; the upstream wants less
     "trouble",  # nothing was delivered: this node can serve nobody
-    "gone",  # the requester left while its stream ran
+    "busy",  # nothing was delivered: another attempt is answering the requester; later, not counted
+    "gone",  # the requester left
     "unknown",  # the requester's service does not know the request (any more)
     "undeliverable",  # the endpoint could not be reached within the request's time
 ]

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, NoReturn
 
 import pulsar
 
+from messaging.tokens import current_token
+
 if TYPE_CHECKING:
     from config import Settings
 
@@ -18,7 +20,7 @@ def open_client(settings: Settings, *, operation_timeout_s: int = 10) -> pulsar.
     """A client of `settings.pulsar_url`. Nothing is connected before the first producer or consumer."""
     return pulsar.Client(
         settings.pulsar_url,
-        authentication=pulsar.AuthenticationToken(settings.pulsar_token) if settings.pulsar_token else None,
+        authentication=_authentication(settings),
         operation_timeout_seconds=operation_timeout_s,
         connection_timeout_ms=5000,
         tls_trust_certs_file_path=settings.ca_bundle or None,
@@ -27,6 +29,13 @@ def open_client(settings: Settings, *, operation_timeout_s: int = 10) -> pulsar.
         # its threads, costs the interpreter's lock and can abort the process at its end.
         logger=pulsar.ConsoleLogger(pulsar.LoggerLevel.Warn) if settings.debug else pulsar.FileLogger(pulsar.LoggerLevel.Error, os.devnull),
     )
+
+
+def _authentication(settings: Settings) -> pulsar.AuthenticationToken | None:
+    """A token from a file is read anew at each connect."""
+    if not settings.pulsar_token:
+        return None
+    return pulsar.AuthenticationToken((lambda: current_token(settings)) if settings.pulsar_token_file else settings.pulsar_token)
 
 
 def close_in_time(close: Callable[[], object], within_s: float) -> None:

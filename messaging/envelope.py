@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 LONGEST_ID = 200
+LINK_VERSION = 1
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True):
@@ -51,6 +52,15 @@ def decode(payload: bytes) -> Request:
         return request
     except (ValueError, RecursionError) as error:  # ValueError: msgspec's own, and text that is no UTF-8
         raise _salvage(payload, str(error)) from None
+
+
+def link_of(request: Request) -> str:
+    """The address of the link that its gateway offers (docs/links.md); "" where there is none that we know."""
+    offered = (request.metadata or {}).get("workernode")
+    if not isinstance(offered, dict) or offered.get("v") != LINK_VERSION:
+        return ""
+    link = offered.get("link")
+    return link if isinstance(link, str) and link.startswith(("ws://", "wss://")) and _is_endpoint(link) else ""
 
 
 def _is_id(value: str) -> bool:

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
+from messaging.tokens import current_token
+
 if TYPE_CHECKING:
     from config import Settings
 
@@ -47,14 +49,14 @@ def find_trouble(settings: Settings) -> QueueTrouble | None:
 def _trouble_at(scheme: str, address: str, settings: Settings) -> QueueTrouble | None:
     parts = urlsplit(f"//{address}")
     host, port = parts.hostname or "", parts.port or (6651 if scheme == "pulsar+ssl" else 6650)
-    where = f"Pulsar at {scheme}://{address}"
+    where, token = f"Pulsar at {scheme}://{address}", current_token(settings)
     try:
         with socket.create_connection((host, port), TIMEOUT_S) as plain:
             if scheme == "pulsar+ssl":
                 context = ssl.create_default_context(cafile=settings.ca_bundle or None)
                 with context.wrap_socket(plain, server_hostname=host) as secured:
-                    return _ask(secured, settings.pulsar_token, where)
-            return _ask(plain, settings.pulsar_token, where)
+                    return _ask(secured, token, where)
+            return _ask(plain, token, where)
     except ssl.SSLError as error:
         return QueueTrouble(f"{where} has a certificate that cannot be verified: {error}; check PULSAR_URL and CA_BUNDLE")
     except (OSError, struct.error, ValueError, IndexError) as error:

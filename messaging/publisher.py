@@ -1,7 +1,7 @@
 """Publishing that does not give up: usage records, requests that go back, dead letters.
 
-What is handed in is kept and tried until Pulsar has confirmed it. Producers are opened by a thread of their own, as
-opening one blocks while Pulsar is away.
+What is handed in is kept and tried until Pulsar has confirmed it. Each topic has a thread of its own, as opening a
+producer blocks for as long as Pulsar lets it, and a node publishes to three topics or four.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from loguru import logger
 
 RETRY_EACH_S = 1.0
 SEND_TIMEOUT_MS = 10_000
+_PRODUCER_ENDED = {"AlreadyClosed", "ProducerFenced", "ProducerNotInitialized", "TopicTerminated", "TopicNotFound"}
 
 
 @dataclass(frozen=True)
@@ -36,13 +37,12 @@ Confirmed = Callable[[], None]
 
 
 @dataclass
-class _Topic:
-    """What one topic has to take. `not_before_s`: monotonic, of the next try; `in_trouble`: said, and not over yet."""
+class _Item:
+    """`is_odd`: the client raised something on it that no queue's state explains, and this was said."""
 
-    waiting: deque[tuple[Publish, Confirmed]] = field(default_factory=deque)
-    not_before_s: float = 0.0
-    producer: pulsar.Producer | None = None
-    in_trouble: bool = False
+    publish: Publish
+    confirmed: Confirmed
+    is_odd: bool = False
 
 
 class Publisher:
@@ -51,105 +51,158 @@ class Publisher:
     def __init__(self, client: pulsar.Client) -> None:
         self._client = client
         self._topics: dict[str, _Topic] = {}
-        self._unconfirmed = 0
-        self._changed = threading.Condition()
-        self._closed = False
-        threading.Thread(target=self._run, name="publisher", daemon=True).start()
+        self._lock = threading.Lock()
 
     def publish(self, publish: Publish, confirmed: Confirmed) -> None:
         """Never blocks, never fails: it is confirmed some day."""
-        with self._changed:
-            self._unconfirmed += 1
-            topic = self._topics.setdefault(publish.topic, _Topic())
-        if topic.producer is None:
-            self._wait(topic, publish, confirmed)
-        else:
-            self._send(topic, publish, confirmed)
+        with self._lock:
+            topic = self._topics.get(publish.topic)
+            if topic is None:
+                topic = self._topics[publish.topic] = _Topic(publish, self._client)
+        topic.take(_Item(publish, confirmed))
 
     def unconfirmed(self) -> int:
         """How many publishes Pulsar has not confirmed yet, over all topics."""
-        return self._unconfirmed
+        with self._lock:
+            return sum(topic.unconfirmed for topic in self._topics.values())
+
+    def close(self) -> None:
+        with self._lock:
+            for topic in self._topics.values():
+                topic.close()
+
+
+class _Topic:
+    """What one topic has to take, and the thread that opens it and tries again what it did not take."""
+
+    def __init__(self, first: Publish, client: pulsar.Client) -> None:
+        self.unconfirmed = 0
+        self._first, self._client = first, client
+        self._producer: pulsar.Producer | None = None
+        self._waiting: deque[_Item] = deque()
+        self._not_before_s = 0.0
+        self._in_trouble = False
+        self._closed = False
+        self._changed = threading.Condition()
+        threading.Thread(target=self._run, name="publisher", daemon=True).start()
+
+    def take(self, item: _Item) -> None:
+        with self._changed:
+            self.unconfirmed += 1
+            producer = self._producer
+            if producer is None:
+                self._waiting.append(item)
+                self._changed.notify()
+        if producer is not None:
+            self._send(producer, item)
 
     def close(self) -> None:
         with self._changed:
             self._closed = True
             self._changed.notify()
 
-    def _send(self, topic: _Topic, publish: Publish, confirmed: Confirmed) -> None:
-        def done(result: pulsar.Result, _: pulsar.MessageId) -> None:
-            if result == pulsar.Result.Ok:
-                self._on_confirmed(topic, publish, confirmed)
-            else:
-                self._on_failed(topic, publish, confirmed, result)
-
-        assert topic.producer is not None
-        delay = timedelta(seconds=publish.delay_s) if publish.delay_s else None
-        try:
-            topic.producer.send_async(publish.payload, done, properties=publish.properties or None, deliver_after=delay)
-        except pulsar.MessageTooBig:
-            logger.error("a message of {:,} bytes for {} is over Pulsar's limit: it is dropped", len(publish.payload), publish.topic)
-            self._on_confirmed(topic, publish, confirmed)
-        except Exception as error:  # whatever the client makes of one message, the others must not wait for it
-            self._on_failed(topic, publish, confirmed, error)
-
-    def _on_confirmed(self, topic: _Topic, publish: Publish, confirmed: Confirmed) -> None:
-        with self._changed:
-            self._unconfirmed -= 1
-            recovered, topic.in_trouble = topic.in_trouble, False
-        if recovered:
-            logger.info("{} takes messages again", publish.topic)
-        confirmed()
-
-    def _on_failed(self, topic: _Topic, publish: Publish, confirmed: Confirmed, why: object) -> None:
-        """Said once when it begins. The whole topic pauses: what fails for one fails for all, nearly always."""
-        with self._changed:
-            known, topic.in_trouble = topic.in_trouble, True
-            topic.not_before_s = time.monotonic() + RETRY_EACH_S
-        if not known:
-            logger.warning("{} takes no messages ({}); they are kept and tried again", publish.topic, why)
-        self._wait(topic, publish, confirmed)
-
-    def _wait(self, topic: _Topic, publish: Publish, confirmed: Confirmed) -> None:
-        with self._changed:
-            topic.waiting.append((publish, confirmed))
-            self._changed.notify()
-
     def _run(self) -> None:
-        while (due := self._take_due()) is not None:
-            for topic, items in due:
-                try:
-                    topic.producer = topic.producer or self._open(items[0][0])
-                except Exception as error:  # of the client, or a name that it cannot encode
-                    for publish, confirmed in items:
-                        self._on_failed(topic, publish, confirmed, error)
-                    continue
-                for publish, confirmed in items:
-                    self._send(topic, publish, confirmed)
+        while self._wait_until_due():
+            try:
+                self._send_waiting()
+            except pulsar.PulsarException as error:
+                self._on_trouble(str(error))
+            except Exception as error:  # a bug of ours, or a name that the client cannot encode
+                self._on_trouble(f"{type(error).__name__}: {error}", error)
 
-    def _take_due(self) -> list[tuple[_Topic, list[tuple[Publish, Confirmed]]]] | None:
-        """What each topic may be given now, those first that need no opening, as that may block. None: closed."""
+    def _wait_until_due(self) -> bool:
+        """False: closed."""
         with self._changed:
             while not self._closed:
-                now_s = time.monotonic()
-                waiting = [topic for topic in self._topics.values() if topic.waiting]
-                due = [topic for topic in waiting if topic.not_before_s <= now_s]
-                if due:
-                    taken = [(topic, list(topic.waiting)) for topic in sorted(due, key=lambda t: t.producer is None)]
-                    for topic in due:
-                        topic.waiting.clear()
-                    return taken
-                self._changed.wait(min((topic.not_before_s for topic in waiting), default=now_s + 60) - now_s)
-            return None
+                left_s = self._not_before_s - time.monotonic()
+                if self._waiting and left_s <= 0:
+                    return True
+                self._changed.wait(left_s if self._waiting else None)
+            return False
 
-    def _open(self, publish: Publish) -> pulsar.Producer:
+    def _send_waiting(self) -> None:
+        """Each once, so that what fails again waits its pause. Raises what the client raises on opening."""
+        if self._producer is None:
+            self._producer = self._open()
+        for _ in range(len(self._waiting)):
+            producer = self._producer
+            if producer is None:  # it ended meanwhile
+                return
+            self._send(producer, self._waiting.popleft())
+
+    def _send(self, producer: pulsar.Producer, item: _Item) -> None:
+        publish = item.publish
+        delay = timedelta(seconds=publish.delay_s) if publish.delay_s else None
+        try:
+            producer.send_async(
+                publish.payload, lambda result, _: self._on_result(producer, item, result.name),
+                properties=publish.properties or None, deliver_after=delay,
+            )  # fmt: skip
+        except pulsar.PulsarException as error:
+            self._on_result(producer, item, type(error).__name__)
+        except Exception as error:  # a property that the client cannot encode, or the like: its own matter, not the topic's
+            self._on_odd(item, error)
+
+    def _on_result(self, producer: pulsar.Producer, item: _Item, result: str) -> None:
+        """`result`: Pulsar's name for it. Comes from the client's threads too, which no exception may end."""
+        if result == "Ok":
+            self._on_confirmed(item)
+        elif result == "MessageTooBig":
+            size_bytes = len(item.publish.payload)
+            logger.error("a message of {:,} bytes for {} is over Pulsar's limit: it is dropped", size_bytes, item.publish.topic)
+            self._settle(item)
+        else:
+            self._on_trouble(result)
+            self._try_again(item)
+            if result in _PRODUCER_ENDED and self._producer is producer:
+                self._producer = None
+
+    def _on_confirmed(self, item: _Item) -> None:
+        with self._changed:
+            recovered, self._in_trouble = self._in_trouble, False
+        if recovered:
+            logger.info("{} takes messages again; {} are waiting", item.publish.topic, self.unconfirmed)
+        self._settle(item)
+
+    def _settle(self, item: _Item) -> None:
+        with self._changed:
+            self.unconfirmed -= 1
+        try:
+            item.confirmed()
+        except Exception:
+            logger.exception("a confirmation for {} hit a bug of the node", item.publish.topic)
+
+    def _on_trouble(self, why: str, bug: Exception | None = None) -> None:
+        """Said once when it begins. The whole topic pauses: what fails for one fails for all, nearly always."""
+        with self._changed:
+            known, self._in_trouble = self._in_trouble, True
+            self._not_before_s = time.monotonic() + RETRY_EACH_S
+        if not known:
+            words = "{} takes no messages ({}); {} are waiting, and are tried again"
+            logger.opt(exception=bug).warning(words, self._first.topic, why, self.unconfirmed)
+
+    def _on_odd(self, item: _Item, error: Exception) -> None:
+        known, item.is_odd = item.is_odd, True
+        if not known:
+            logger.opt(exception=error).error("a message for {} cannot be sent; it is kept and tried again", item.publish.topic)
+        with self._changed:
+            self._not_before_s = time.monotonic() + RETRY_EACH_S
+        self._try_again(item)
+
+    def _try_again(self, item: _Item) -> None:
+        with self._changed:
+            self._waiting.append(item)
+            self._changed.notify()
+
+    def _open(self) -> pulsar.Producer:
         """Blocks. Raises what the client raises."""
-        if publish.subscription:
-            self._make_subscription(publish.topic, publish.subscription)
+        if self._first.subscription:
+            self._make_subscription(self._first.topic, self._first.subscription)
         return self._client.create_producer(
-            publish.topic,
+            self._first.topic,
             send_timeout_millis=SEND_TIMEOUT_MS,
             # A request that goes back is an entry of its own, which can be acknowledged by itself.
-            batching_enabled=publish.batched,
+            batching_enabled=self._first.batched,
             batching_max_publish_delay_ms=5,
             max_pending_messages=10_000,
         )

@@ -1,5 +1,7 @@
 """Names of topics and subscriptions, as the other systems know them (docs/wire.md)."""
 
+DEAD_LETTER_SUBSCRIPTION = "workernode"
+
 
 def request_topic(model_name: str) -> str:
     return f"model-{model_name}"

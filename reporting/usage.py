@@ -23,9 +23,10 @@ _CLIENT_HEADERS = ("user-agent", "x-forwarded-for", "x-real-ip", "x-request-id")
 
 @dataclass(frozen=True)
 class Ended:
-    """A request that ended. Times are UTC milliseconds."""
+    """A request that ended. Times are UTC milliseconds. `known_as`: its id, or that of a dead letter's retry."""
 
     request_id: str
+    known_as: str
     stream: bool
     metadata: dict[str, Any] | None
     attempt: int
@@ -55,7 +56,7 @@ def record(ended: Ended, settings: Settings, node: str) -> bytes:
         "ai_model_name": settings.aimodel_name,
         "ai_model_namespace": settings.aimodel_namespace,
         "schema_version": SCHEMA_VERSION,
-        "record_id": record_id(ended.request_id),
+        "record_id": record_id(ended.known_as),
         "outcome": outcome.end,
         "attempt": ended.attempt,
         "error": {"type": error.get("type"), "code": error.get("code")} if error else None,
@@ -70,9 +71,9 @@ def record(ended: Ended, settings: Settings, node: str) -> bytes:
     return msgspec.json.encode(body)
 
 
-def record_id(request_id: str) -> str:
+def record_id(known_as: str) -> str:
     """Stable over nodes and attempts: all records of one request carry the same, so that a consumer can count once."""
-    return hashlib.sha256(f"workernode usage {request_id}".encode()).hexdigest()[:32]
+    return hashlib.sha256(f"workernode usage {known_as}".encode()).hexdigest()[:32]
 
 
 def client(metadata: dict[str, Any] | None) -> dict[str, str]:

@@ -7,6 +7,7 @@ import urllib3
 from backends.api import completions_url
 from config import Settings
 from errors import ExitCode
+from messaging.admin import AdminSilent, PulsarAdmin
 from messaging.handshake import find_trouble
 from messaging.topics import request_topic
 
@@ -34,13 +35,11 @@ def _records(settings: Settings) -> list[tuple[str, str]]:
     """A topic without a subscription forgets: usage records that nobody subscribed to are gone in minutes."""
     if not settings.pulsar_admin_url:
         return []
-    url = f"{settings.pulsar_admin_url}/admin/v2/persistent/public/default/{settings.res_topic_name}/subscriptions"
-    headers = {"Authorization": f"Bearer {settings.pulsar_token}"} if settings.pulsar_token else {}
+    admin = PulsarAdmin(settings.pulsar_admin_url, settings.pulsar_token, settings.ca_bundle, _TIMEOUT_S)
     try:
-        answer = urllib3.request("GET", url, headers=headers, timeout=_TIMEOUT_S, retries=False)
-        subscriptions = answer.json() if answer.status == 200 else []
-    except (urllib3.exceptions.HTTPError, ValueError) as error:
-        return [("warning", f"PULSAR_ADMIN_URL {settings.pulsar_admin_url} does not answer: {error}")]
+        subscriptions = admin.subscriptions(settings.res_topic_name)
+    except AdminSilent as why:
+        return [("warning", f"PULSAR_ADMIN_URL {settings.pulsar_admin_url} gives no usable answer: {why}")]
     if subscriptions:
         return [("ok", f"usage records go to {settings.res_topic_name}, read by {', '.join(subscriptions)}")]
     return [("warning", f"nothing subscribes to {settings.res_topic_name}: usage records will be forgotten (create a subscription first)")]

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import random
 import selectors
-import signal
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import multiprocess
+import psutil
 from loguru import logger
 
-from errors import ExitCode
+from errors import ExitCode, killed_by
 from ipc.channel import ChannelBroken, ChannelClosed, SupervisorEnd
 from ipc.messages import Alive, FromChild, Lease, Ready, Stop, ToChild, Unusable
 from ipc.spawned import signals_held
@@ -21,8 +21,11 @@ from ipc.spawned import signals_held
 LEASE_EACH_S = 2.0
 STUCK_AFTER_S = 10.0
 SILENT_AFTER_S = 10.0  # a child that is only starved of the interpreter's lock answers sooner
+BOOT_WITHIN_S = 60.0
 LONGEST_DOUBLING = 10
 HEALTHY_AFTER_S = 30.0
+LOOP_FROM_FAILURES = 3
+WEIGH_EACH_S = 5.0
 LONGEST_PAUSE_S = 30.0
 REAP_WITHIN_S = 5.0
 LINGER_S = 6.0  # more than a backend takes to end its model server
@@ -31,17 +34,21 @@ LINGER_S = 6.0  # more than a backend takes to end its model server
 @dataclass(frozen=True)
 class Role:
     """What a child is for. `main(*arguments, reading, writing)` is what it runs; `capacity`: requests at once, 0 for
-    one that serves instead (the gateway, the broker)."""
+    one that serves instead (the gateway, the broker); `boot_s`: how long it may take until it is ready."""
 
     name: str
     main: Callable[..., None]
     arguments: tuple[Any, ...]
     capacity: int
+    boot_s: float = BOOT_WITHIN_S
 
 
 @dataclass
 class Child:
-    """One process and its channel. `number` is never used again, so nothing of a dead child can be another's."""
+    """One process and its channel. `number` is never used again, so nothing of a dead child can be another's.
+
+    at_work: gets requests; another that is ready is a spare. has_served: an answer of its own proves that it works.
+    retires: it gets nothing any more, and ends once it has nothing left. may_die: it runs what is likely to kill it."""
 
     number: int
     role: Role
@@ -53,13 +60,22 @@ class Child:
     killed_because: str | None = None
     closed_since_s: float | None = None
     unanswered_since_s: float | None = None
+    at_work: bool = False
+    has_served: bool = False
+    retires: bool = False
+    may_die: bool = False
 
     @property
     def capacity(self) -> int:
-        """Requests it may hold at once: none before it is ready, then its share, or what its model server runs."""
-        if self.ready is None or self.last_words is not None or not self.can_be_told:
+        """Requests it may hold at once: none before it is at work, then its share, or what its model server runs."""
+        if self.ready is None or not self.at_work or not self.is_usable:
             return 0
         return min(self.role.capacity, self.ready.slots or self.role.capacity)
+
+    @property
+    def is_usable(self) -> bool:
+        """Ready for requests, at work or spare."""
+        return self.ready is not None and self.last_words is None and self.can_be_told and not self.retires
 
     @property
     def can_be_told(self) -> bool:
@@ -88,12 +104,21 @@ class Dead:
 
     child: Child
     cause: str
+    exit_code: int
     unread: list[FromChild] = field(default_factory=list)
 
 
 class Crew:
-    def __init__(self, roles: list[Role], selector: selectors.BaseSelector, dice: random.Random) -> None:
+    """`at_work`: how many backends get requests; the others of `roles` are spares, ready to take a dead one's place.
+    `memory_limit_bytes`: of one child, without its model server; None: no limit."""
+
+    def __init__(
+        self, roles: list[Role], selector: selectors.BaseSelector, dice: random.Random, *,
+        at_work: int | None = None, memory_limit_bytes: int | None = None,
+    ) -> None:  # fmt: skip
         self._places = [_Place(role) for role in roles]
+        self._at_work = sum(bool(role.capacity) for role in roles) if at_work is None else at_work
+        self._memory_limit_bytes, self._weighed_s = memory_limit_bytes, 0.0
         self._selector, self._dice = selector, dice
         self._context = multiprocess.get_context("spawn")  # never fork: the Pulsar client does not survive it
         self._last_number = 0
@@ -110,6 +135,21 @@ class Crew:
 
     def capacity(self) -> int:
         return sum(child.capacity for child in self.backends())
+
+    def spares(self) -> list[Child]:
+        return [child for child in self.backends() if child.is_usable and not child.at_work]
+
+    def is_in_crash_loop(self) -> bool:
+        """No backend is ready, and none of them stays alive for long."""
+        places = [place for place in self._places if place.role.capacity and not place.dismissed]
+        is_ready = any(place.child is not None and place.child.is_usable for place in places)
+        return bool(places) and not is_ready and all(place.failures >= LOOP_FROM_FAILURES for place in places)
+
+    def appoint(self) -> None:
+        """Put ready spares to work where somebody is missing: no request waits for a start."""
+        missing = self._at_work - sum(child.at_work and child.is_usable for child in self.backends())
+        for spare in self.spares()[: max(0, missing)]:
+            spare.at_work = True
 
     def start_missing(self) -> None:
         """Fill the empty places whose pause is over."""
@@ -155,6 +195,7 @@ class Crew:
         for place in self._places:
             place.dismissed = place.dismissed or bool(place.role.capacity)
         self._places.append(_Place(role))
+        self._at_work += 1
 
     def send(self, child: Child, message: ToChild) -> None:
         """Never blocks; a child that is found dead here is reported dead by `bury`, with all that it was sent aboard."""
@@ -182,6 +223,7 @@ class Crew:
                 self._push(child)
             if renew and broken is None:
                 self._renew_lease(child)
+        self._weigh()
         return said
 
     def _renew_lease(self, child: Child) -> None:
@@ -190,7 +232,21 @@ class Crew:
         child.unanswered_since_s = child.unanswered_since_s or now_s
         if now_s - child.unanswered_since_s > SILENT_AFTER_S:
             self.kill(child, f"it said nothing for {SILENT_AFTER_S:g} s")
+        if child.ready is None and now_s - child.born_s > child.role.boot_s:
+            self.kill(child, f"it was not ready after {child.role.boot_s:g} s")
         self.send(child, Lease())
+
+    def _weigh(self) -> None:
+        """Memory that grows without bound is a leak, of ours or of a library: who has it is replaced, at leisure."""
+        limit_bytes = self._memory_limit_bytes
+        if limit_bytes is None or time.monotonic() - self._weighed_s < WEIGH_EACH_S:
+            return
+        self._weighed_s = time.monotonic()
+        for child in self.backends():
+            if child.is_usable and (used_bytes := _resident_bytes(child.process.pid)) > limit_bytes:
+                words = "{} uses {:,} MB, over CHILD_MEMORY_LIMIT_MB={:,}: it ends what it has and is replaced"
+                logger.warning(words, child.role.name, used_bytes >> 20, limit_bytes >> 20)
+                child.retires, child.at_work = True, False
 
     def _on_broken(self, child: Child, broken: ChannelBroken) -> None:
         """A closed end is how a death shows first, and the exit code will tell more; anything else is a reason to kill."""
@@ -207,12 +263,17 @@ class Crew:
     def _noted(self, child: Child, messages: list[FromChild]) -> list[FromChild]:
         for message in messages:
             if isinstance(message, Alive):
-                child.unanswered_since_s = None
+                self._on_alive(child, message)
             elif isinstance(message, Ready):
                 child.ready = message
             elif isinstance(message, Unusable):
                 child.last_words = message
         return messages
+
+    def _on_alive(self, child: Child, alive: Alive) -> None:
+        child.unanswered_since_s = None
+        if alive.overdue:
+            self.kill(child, f"it hangs: {len(alive.overdue)} of its requests show no progress")
 
     def _push(self, child: Child) -> None:
         try:
@@ -248,7 +309,8 @@ class Crew:
             if child is not None and child.process.exitcode is not None:
                 dead.append(self._reap(child))
                 place.child = None
-                self._set_pause(place, lived_s=time.monotonic() - child.born_s)
+                if not (child.may_die or child.retires):
+                    self._set_pause(place, lived_s=time.monotonic() - child.born_s, has_served=child.has_served)
         return dead
 
     def _reap(self, child: Child) -> Dead:
@@ -260,12 +322,13 @@ class Crew:
             if fd in watched:
                 self._selector.unregister(fd)
         child.channel.close()
-        cause = child.killed_because or how_it_ended(child.process.exitcode)
+        exit_code = child.process.exitcode
         child.process.close()
-        return Dead(child, cause, messages)
+        return Dead(child, child.killed_because or how_it_ended(exit_code), exit_code, messages)
 
-    def _set_pause(self, place: _Place, lived_s: float) -> None:
-        place.failures = 0 if lived_s > HEALTHY_AFTER_S else place.failures + 1
+    def _set_pause(self, place: _Place, lived_s: float, *, has_served: bool = False) -> None:
+        """None for who lived long, and for a first death; who has served counts as a first: it did not fail to start."""
+        place.failures = 0 if lived_s > HEALTHY_AFTER_S else 1 if has_served else place.failures + 1
         if place.failures > 1:
             longest_s = min(0.25 * 2.0 ** min(place.failures, LONGEST_DOUBLING), LONGEST_PAUSE_S)
             place.start_at_s = time.monotonic() + longest_s * (0.5 + self._dice.random() / 2)
@@ -289,25 +352,17 @@ class Crew:
             child.process.join(REAP_WITHIN_S)
 
 
-_LIKELY = {
-    signal.SIGKILL: "kill -9, or the kernel's out-of-memory killer: see dmesg",
-    signal.SIGSEGV: "a crash in native code",
-    signal.SIGABRT: "native code gave up, often out of memory",
-    signal.SIGBUS: "a memory-mapped file was cut short, or a disk is full",
-    signal.SIGILL: "native code built for another CPU",
-    signal.SIGTERM: "somebody ended it",
-}
+def _resident_bytes(pid: int) -> int:
+    try:
+        return int(psutil.Process(pid).memory_info().rss)
+    except psutil.Error:  # it is just ending
+        return 0
 
 
 def how_it_ended(exitcode: int) -> str:
     """A process's exit code in words, with the likely cause."""
     if exitcode < 0:
-        try:
-            name = signal.Signals(-exitcode).name
-        except ValueError:
-            return f"signal {-exitcode}"
-        likely = _LIKELY.get(signal.Signals(-exitcode))
-        return f"signal {name}" + (f" ({likely})" if likely else "")
+        return killed_by(-exitcode)
     named = {ExitCode.CRASHED: "a Python error, printed above", ExitCode.SUPERVISOR_GONE: "its lease ran out"}
     meaning = named.get(ExitCode(exitcode)) if exitcode in set(ExitCode) else None
     return f"exit code {exitcode}" + (f" ({meaning})" if meaning else "")

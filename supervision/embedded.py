@@ -28,6 +28,7 @@ def with_broker(settings: Settings) -> tuple[Settings, Options]:
     whole = dataclasses.replace(
         settings,
         pulsar_url=f"pulsar://{HOST}:{port}",
+        state_dir=str(folder),
         pulsar_admin_url=f"http://{HOST}:{admin_port}",
         port=settings.port or GATEWAY_PORT,
         on_trouble="answer",  # there is no other node that requests could be held for

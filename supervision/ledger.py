@@ -3,9 +3,9 @@
     waiting → dispatched → begun ┐
                     ↘ delivering ┴→ settling → (forgotten, its key remembered)
 
-`waiting` has no child; `begun` has output on its way to the requester and can only be ended; `delivering` is computed
-and holds no slot; `settling` waits for the queue to confirm what its end published. A refusal (a final error on its
-way) passes the same states.
+`waiting` has no child, and stands in one of three lines (`Line`); `begun` has output on its way to the requester and can
+only be ended; `delivering` is computed and holds no slot; `settling` waits for the queue to confirm what its end
+published. A refusal (a final error on its way) passes the same states.
 
 A request may come as several messages: again with the same key after a reconnect, and under another key where it was
 published twice. It is one entry all the same, until all of its messages can be acknowledged.
@@ -31,6 +31,14 @@ class State(enum.Enum):
     SETTLING = "settling"
 
 
+class Line(enum.Enum):
+    """What a waiting request waits for."""
+
+    REFUSAL = "refusal"  # any child that listens: its final error is decided
+    ALONE = "alone"  # a child that has nothing else, as it may be what killed two before
+    TASK = "task"  # a slot
+
+
 class Admission(enum.Enum):
     """What a message from the queue is to the ledger."""
 
@@ -47,6 +55,7 @@ class Entry(Generic[Job]):
     keys: list[Hashable]
     request_id: str | None
     job: Job
+    line: Line = Line.TASK
     state: State = State.WAITING
     child: int | None = None
     has_slot: bool = False
@@ -73,8 +82,9 @@ class Ledger(Generic[Job]):
         self._entries: dict[int, Entry[Job]] = {}
         self._by_key: dict[Hashable, Entry[Job]] = {}
         self._by_id: dict[str, Entry[Job]] = {}  # but those that are given back: their copy may arrive any moment
-        self._waiting: OrderedDict[int, Entry[Job]] = OrderedDict()
+        self._lines: dict[Line, OrderedDict[int, Entry[Job]]] = {line: OrderedDict() for line in Line}
         self._aboard: dict[int, set[int]] = {}
+        self._quarantined: set[int] = set()
         self._slots: dict[int, int] = {}
         self._settled_keys, self._answered_ids = _Memory(), _Memory()
         self._last_number = 0
@@ -98,21 +108,23 @@ class Ledger(Generic[Job]):
             self._by_key[key] = entry
             entry.keys.append(key)
 
-    def admit(self, key: Hashable, request_id: str | None, job: Job) -> Entry[Job]:
+    def admit(self, key: Hashable, request_id: str | None, job: Job, line: Line = Line.TASK) -> Entry[Job]:
         """Enter a NEW one; it waits."""
         self._last_number += 1
-        entry = Entry(self._last_number, [key], request_id, job)
-        self._entries[entry.number] = self._by_key[key] = self._waiting[entry.number] = entry
+        entry = Entry(self._last_number, [key], request_id, job, line)
+        self._entries[entry.number] = self._by_key[key] = self._lines[line][entry.number] = entry
         if request_id is not None:
             self._by_id[request_id] = entry
         return entry
 
-    def next_waiting(self) -> Entry[Job] | None:
-        return next(iter(self._waiting.values()), None)
+    def next_in(self, line: Line) -> Entry[Job] | None:
+        return next(iter(self._lines[line].values()), None)
 
     def dispatch(self, entry: Entry[Job], child: int) -> None:
         self._expect(entry, State.WAITING)
-        del self._waiting[entry.number]
+        del self._lines[entry.line][entry.number]
+        if entry.line is Line.ALONE:
+            self._quarantined.add(child)
         entry.state, entry.child, entry.has_slot = State.DISPATCHED, child, True
         self._aboard.setdefault(child, set()).add(entry.number)
         self._slots[child] = self._slots.get(child, 0) + 1
@@ -130,22 +142,17 @@ class Ledger(Generic[Job]):
         if entry.state is State.DISPATCHED:
             entry.state = State.DELIVERING
 
-    def wait_again(self, entry: Entry[Job]) -> None:
-        """Its child can do no more for it; it goes before the others, as it has waited already."""
+    def refuse(self, entry: Entry[Job]) -> None:
+        """Its end is decided, and only has to be told; any child can do that."""
+        self._lines[entry.line].pop(entry.number, None)
         self._leave_child(entry)
-        entry.state = State.WAITING
-        self._waiting[entry.number] = entry
-        self.hurry(entry)
-
-    def hurry(self, entry: Entry[Job]) -> None:
-        """Before all others that wait."""
-        self._expect(entry, State.WAITING)
-        self._waiting.move_to_end(entry.number, last=False)
+        entry.state, entry.line = State.WAITING, Line.REFUSAL
+        self._lines[Line.REFUSAL][entry.number] = entry
 
     def settle(self, entry: Entry[Job], *, answered: bool) -> None:
         """It has its end; what is left is between the node and the queue. `answered`: its requester has its final
         answer, so the same request is not computed again."""
-        self._waiting.pop(entry.number, None)
+        self._lines[entry.line].pop(entry.number, None)
         self._leave_child(entry)
         entry.state, entry.answered = State.SETTLING, answered
         if not answered:
@@ -175,12 +182,19 @@ class Ledger(Generic[Job]):
         """Slots in use in a child."""
         return self._slots.get(child, 0)
 
+    def is_quarantined(self, child: int) -> bool:
+        """It has a request that is to be alone."""
+        return child in self._quarantined
+
     def waiting(self) -> list[Entry[Job]]:
-        return list(self._waiting.values())
+        return [entry for line in self._lines.values() for entry in line.values()]
 
     def in_hand(self) -> int:
-        """Requests that hold a slot or wait for one."""
-        return len(self._waiting) + sum(self._slots.values())
+        """Requests that hold a slot or wait for one; those that wait to run alone keep no others waiting."""
+        return sum(map(len, self._lines.values())) - self.count_in(Line.ALONE) + sum(self._slots.values())
+
+    def count_in(self, line: Line) -> int:
+        return len(self._lines[line])
 
     def running(self) -> int:
         """Requests that are some child's business, with a slot or without."""
@@ -194,6 +208,8 @@ class Ledger(Generic[Job]):
             return
         self._free_slot(entry)
         self._aboard[entry.child].discard(entry.number)
+        if entry.line is Line.ALONE:
+            self._quarantined.discard(entry.child)
         if not self._aboard[entry.child]:
             del self._aboard[entry.child]
         entry.child = None

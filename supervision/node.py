@@ -10,23 +10,27 @@ import signal
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from loguru import logger
 
 import backends.child
 from errors import ExitCode
-from ipc.messages import Begun, Computed, FromChild, Outcome, Ready, Unusable
+from ipc.messages import Begun, Computed, FromChild, Outcome, Ready, Stop, Unusable
 from messaging.client import close_in_time, leave
 from messaging.consumer import Consumer, Notice, ReceivingFailed
 from messaging.handshake import QueueTrouble
 from messaging.publisher import Publish, Publisher
 from supervision import services
-from supervision.children import Child, Crew, Role
+from supervision.children import BOOT_WITHIN_S, LONGEST_PAUSE_S, Child, Crew, Dead, Role
 from supervision.embedded import with_broker
+from supervision.journal import Journal
+from supervision.ledger import Line
 from supervision.limit import LocalLimit
 from supervision.mailbox import Mailbox
 from supervision.requests import Pushback, Requests
+from supervision.status import Status
 
 if TYPE_CHECKING:
     from broker.options import Options
@@ -40,6 +44,8 @@ LONGEST_THROTTLE_S = 30.0
 MOST_DOUBLINGS = 10
 MOST_UNCONFIRMED = 1000  # ends that the queue has not taken: more would only be answered twice after a crash
 QUOTA_RECHECK_S = 60.0
+PROBE_EACH_S = 5.0  # while closed: is the oldest request past its time?
+PROBE_DELAY_S = 1.0
 ENDING_WITHIN_S = 1.5  # after the drain's deadline, for refusals and confirmations on their way
 CHILDREN_END_WITHIN_S = 5.0
 GATEWAY_ENDS_WITHIN_S = 3.5  # past the drain's deadline, for the errors to those that still wait
@@ -73,11 +79,20 @@ class Node:
         self._selector = selectors.DefaultSelector()
         self._selector.register(self._mailbox.fd, selectors.EVENT_READ)
         dice = random.Random()
-        self._crew = Crew(roles(settings, options), self._selector, dice)
+        self._crew = Crew(
+            roles(settings, options), self._selector, dice,
+            at_work=child_count(settings), memory_limit_bytes=settings.child_memory_limit_mb << 20,
+        )  # fmt: skip
         self._consumer = Consumer(settings, self._mailbox.put, self._mailbox.wake)
         self._publisher = Publisher(self._consumer.client)
-        self._requests = Requests(settings, self._publish, self._consumer.acknowledge, dice)
+        journal = Journal(Path(settings.state_dir) if settings.state_dir else None)
+        self._requests = Requests(settings, self._publish, self._consumer.acknowledge, dice, journal)
         self._limit = LocalLimit(settings)
+        self._status = Status(settings)
+        self._queue_trouble = "not subscribed yet"
+        self._next_probe_s = time.monotonic() + PROBE_EACH_S
+        self._is_looping = False
+        self._reserved: int | None = None  # a child that is to have nothing else, for a request that runs alone
         self._paused_until_s = 0.0
         self._throttles = 0
         self._drain_until_s: float | None = None
@@ -98,10 +113,13 @@ class Node:
                 self._read_mail()
                 self._collect()
                 self._bury()
+                self._crew.appoint()
                 self._receive()
                 self._limit.adjust(self._crew.backends(), self._requests.ledger.in_hand())
                 self._dispatch()
+                self._retire()
                 self._ask_for_more()
+                self._status.tell(self._why_not_ready())
             self._end()
         except SecondSignal as second:
             self._crew.kill_all()
@@ -133,6 +151,7 @@ class Node:
             elif isinstance(news, ReceivingFailed):
                 raise RuntimeError(f"nothing can be received any more: {news.message}")
             else:
+                self._queue_trouble = ""
                 logger.info("subscribed at {}", self._settings.pulsar_url)
 
     def _collect(self) -> None:
@@ -143,11 +162,29 @@ class Node:
         for dead in self._crew.bury():
             for message in dead.unread:
                 self._hear(dead.child, message)
-            expected = self._is_draining() and (self._cut_off or not dead.child.role.capacity)
-            aboard = len(self._requests.ledger.aboard(dead.child.number))
-            words = f"; {aboard} requests were aboard" if dead.child.role.capacity else ""
-            logger.log("INFO" if expected else "WARNING", "{} ended: {}{}", dead.child.role.name, dead.cause, words)
-            self._requests.child_died(dead.child.number, dead.cause, blame=not expected)
+            expected = dead.child.retires or (self._is_draining() and (self._cut_off or not dead.child.role.capacity))
+            self._log_death(dead, expected)
+            # Whose lease ran out had to end because its supervisor stood still: no request's doing.
+            blame = not expected and dead.exit_code != ExitCode.SUPERVISOR_GONE
+            self._requests.child_died(dead.child.number, dead.cause, blame=blame)
+        self._say_if_looping()
+
+    def _log_death(self, dead: Dead, expected: bool) -> None:
+        aboard = len(self._requests.ledger.aboard(dead.child.number))
+        words = f"; {aboard} requests were aboard" if dead.child.role.capacity else ""
+        level = "INFO" if expected else "DEBUG" if self._is_looping else "WARNING"
+        logger.log(level, "{} ended: {}{}", dead.child.role.name, dead.cause, words)
+        if dead.child.number == self._reserved:
+            self._reserved = None
+        if self._crew.is_in_crash_loop() and not self._is_looping:
+            self._is_looping = True
+            words = "the backends end again and again: nothing is received until one stays. Tried again each {:g} s at most. The last: {}"
+            logger.error(words, LONGEST_PAUSE_S, dead.cause)
+
+    def _say_if_looping(self) -> None:
+        if self._is_looping and self._crew.capacity():
+            self._is_looping = False
+            logger.info("a backend works again")
 
     def _receive(self) -> None:
         for received in self._consumer.take():
@@ -156,28 +193,91 @@ class Node:
             given_back = self._requests.give_back_waiting()
             if given_back:
                 logger.info("gave back {} requests that had not begun", given_back)
+        elif self._is_closed() and self._requests.give_back_waiting(PROBE_DELAY_S):
+            self._next_probe_s = time.monotonic() + PROBE_EACH_S  # the oldest has time left; another node may serve it
 
     def _dispatch(self) -> None:
-        """To the child with the most room. A refusal goes to any that listens, whatever it has to do: it needs no model."""
+        self._dispatch_refusals()
+        self._dispatch_alone()
+        self._dispatch_tasks()
+
+    def _dispatch_refusals(self) -> None:
+        """To any child that listens, whatever it has to do: a refusal needs no model."""
         ledger = self._requests.ledger
-        while (entry := self._requests.next_for_child()) is not None:
-            able = [child for child in self._crew.backends() if child.capacity or (entry.job.refusal and child.can_be_told)]
-            child = max(able, key=lambda c: c.capacity - ledger.load(c.number), default=None)
-            if child is None or not (entry.job.refusal or ledger.load(child.number) < child.capacity):
-                return
+        able = [child for child in self._crew.backends() if child.can_be_told]
+        while able and (entry := self._requests.next_for_child(Line.REFUSAL)) is not None:
+            child = min(able, key=lambda c: ledger.load(c.number) - c.capacity)
             self._crew.send(child, self._requests.board(entry, child.number))
 
+    def _dispatch_alone(self) -> None:
+        """To a spare, or else to a child that has got nothing more until it was empty."""
+        while (entry := self._requests.next_for_child(Line.ALONE)) is not None:
+            child = self._empty_child()
+            if child is None:
+                return
+            logger.info("request {} runs alone: {}", entry.request_id, entry.job.history.last_error)
+            self._reserved, child.may_die = None, True
+            self._crew.send(child, self._requests.board(entry, child.number))
+
+    def _empty_child(self) -> Child | None:
+        ledger = self._requests.ledger
+        able = [child for child in self._crew.backends() if child.is_usable]
+        empty = [child for child in able if not ledger.aboard(child.number)]
+        if not empty and self._reserved is None and able:
+            self._reserved = min(able, key=lambda c: len(ledger.aboard(c.number))).number
+        return min(empty, key=lambda c: (c.at_work, c.number != self._reserved), default=None)
+
+    def _dispatch_tasks(self) -> None:
+        """To the child with the most room."""
+        ledger = self._requests.ledger
+        able = [child for child in self._crew.backends() if child.capacity and not self._is_set_apart(child)]
+        while able and (entry := self._requests.next_for_child(Line.TASK)) is not None:
+            child = max(able, key=lambda c: c.capacity - ledger.load(c.number))
+            if ledger.load(child.number) >= child.capacity:
+                return
+            self._crew.send(child, self._requests.board(entry, child.number))
+            able = [child for child in able if child.capacity]
+
+    def _is_set_apart(self, child: Child) -> bool:
+        return child.number == self._reserved or self._requests.ledger.is_quarantined(child.number)
+
+    def _retire(self) -> None:
+        """Who is to be replaced ends once nothing of it is open."""
+        for child in self._crew.backends():
+            if child.retires and child.can_be_told and not self._requests.ledger.aboard(child.number):
+                self._crew.send(child, Stop())
+
     def _ask_for_more(self) -> None:
-        self._consumer.allow(0 if self._is_draining() else self._room())
+        if self._is_draining():
+            self._consumer.allow(0)
+        elif self._is_closed():
+            self._consumer.allow(int(time.monotonic() >= self._next_probe_s))
+        else:
+            self._next_probe_s = time.monotonic() + PROBE_EACH_S
+            self._consumer.allow(self._room())
 
     # what the steps decide by
 
     def _room(self) -> int:
         """How many more requests can be started now."""
-        if time.monotonic() < self._paused_until_s or self._publisher.unconfirmed() > MOST_UNCONFIRMED:
+        if self._publisher.unconfirmed() > MOST_UNCONFIRMED:
             return 0
         limit = min(self._settings.max_process_num, self._crew.capacity(), self._limit.value)
         return max(0, limit - self._requests.ledger.in_hand())
+
+    def _is_closed(self) -> bool:
+        """Nothing can be started for now; only what has expired is still received, to be refused in time."""
+        return time.monotonic() < self._paused_until_s or not self._crew.capacity()
+
+    def _why_not_ready(self) -> str:
+        """"" while the node takes requests."""
+        if self._is_draining():
+            return "draining"
+        if self._queue_trouble:
+            return self._queue_trouble
+        if not self._crew.capacity():
+            return "no backend is ready"
+        return "receiving pauses, as the upstream asked for it" if self._is_closed() else ""
 
     def _is_draining(self) -> bool:
         return self._drain_until_s is not None
@@ -200,7 +300,8 @@ class Node:
             if pushback is not None:
                 self._on_pushback(pushback)
             elif message.end == "answered":
-                self._throttles = 0
+                self._throttles, child.has_served = 0, True
+            child.may_die = self._requests.ledger.is_quarantined(child.number)
         elif isinstance(message, Begun):
             self._requests.begun(message.number)
         elif isinstance(message, Computed):
@@ -244,6 +345,7 @@ class Node:
             self._paused_until_s = until_s
 
     def _on_queue_trouble(self, trouble: QueueTrouble) -> None:
+        self._queue_trouble = trouble.message
         logger.error("{}", trouble.message)
         if trouble.refused:
             self._stop_for_good()
@@ -314,12 +416,14 @@ def roles(settings: Settings, broker: Options | None) -> list[Role]:
     count = child_count(settings)
     threads = -(-settings.max_process_num // count)
     found = [Role(BROKER, services.broker, (settings, broker), 0)] if broker else []
-    found += [backend_role(settings, number, threads) for number in range(count)]
+    spares = 0 if settings.node_type == "local" else 1  # a model server more would take what the others need
+    found += [backend_role(settings, number, threads) for number in range(count + spares)]
     return found + ([Role(GATEWAY, services.gateway, (settings,), 0)] if settings.port else [])
 
 
 def backend_role(settings: Settings, number: int, threads: int) -> Role:
-    return Role(f"backend {number}", backends.child.main, (settings, number, threads), threads)
+    boot_s = BOOT_WITHIN_S + (settings.boot_timeout_s if settings.node_type == "local" else 0.0)
+    return Role(f"backend {number}", backends.child.main, (settings, number, threads), threads, boot_s)
 
 
 def child_count(settings: Settings) -> int:

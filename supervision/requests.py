@@ -19,19 +19,20 @@ from loguru import logger
 from errors import error_object
 from ipc.messages import Outcome, Refuse, Task
 from messaging import redelivery
-from messaging.consumer import Key, Received
-from messaging.envelope import Request, UnreadableRequest, decode
+from messaging.envelope import Request, UnreadableRequest, decode, link_of
+from messaging.line import Key, Received
 from messaging.publisher import Publish
 from messaging.redelivery import History
-from messaging.topics import dead_letter_topic, request_topic
+from messaging.topics import DEAD_LETTER_SUBSCRIPTION, dead_letter_topic, request_topic
 from reporting.usage import Ended, node_id, record
-from supervision.ledger import Admission, Entry, Ledger, State
+from supervision.journal import Aboard, Journal
+from supervision.ledger import Admission, Entry, Ledger, Line, State
 
 if TYPE_CHECKING:
     from config import Settings
 
-DEAD_LETTER_SUBSCRIPTION = "workernode"
 MAX_DEAD_LETTER_BYTES = 4 << 20  # below Pulsar's limit of 5 MiB for a message with its properties
+MOST_ALONE, ALONE_DELAY_S = 4, 2.0  # in hand at once, of requests that run alone
 REFUSAL_WITHIN_S = 10.0  # at least, though the request's own time is over
 
 
@@ -71,8 +72,10 @@ class Requests:
         publish: Callable[[Publish, Callable[[], None]], None],
         acknowledge: Callable[[Received], None],
         dice: random.Random,
+        journal: Journal | None = None,
     ) -> None:
         self._settings, self._publish, self._acknowledge, self._dice = settings, publish, acknowledge, dice
+        self._journal = journal or Journal(None)
         self._node = node_id()
         self.ledger: Ledger[Job] = Ledger()
 
@@ -84,14 +87,28 @@ class Requests:
             request, unreadable = decode(received.payload), None
         except UnreadableRequest as error:
             request, unreadable = _what_could_be_read(error), error
-        if not self._is_new(received, request.request_id or None, history):
+        known_as = redelivery.identity(request.request_id, received.properties)
+        if not self._is_new(received, known_as, history):
             return
+        lost = self._journal.recover(known_as or "")
+        if lost is not None:  # this delivery may be of before, and know less
+            history = replace(history, attempt=max(history.attempt, lost.attempt), deaths=max(history.deaths, lost.deaths))
         job = Job(received, request, history, time.monotonic(), _now_ms(), copies={received.key: received})
-        entry = self.ledger.admit(received.key, request.request_id or None, job)
+        entry = self.ledger.admit(received.key, known_as, job, Line.ALONE if history.runs_alone else Line.TASK)
         if unreadable is not None:
             self._refuse_unreadable(entry, unreadable)
-        elif redelivery.expired(history, job.received_ms, self._settings.request_ttl_s):
+        else:
+            self._welcome(entry, lost)
+
+    def _welcome(self, entry: Entry[Job], lost: Aboard | None) -> None:
+        """It waits for a child, unless its time is over, or the last node died with it, or its line is long."""
+        history = entry.job.history
+        if redelivery.expired(history, entry.job.received_ms, self._settings.request_ttl_s):
             self._give_up(entry, self._expired_error(history))
+        elif lost is not None:
+            self._after_death(entry, begun=lost.begun, cause="the whole node died")
+        elif entry.line is Line.ALONE and self.ledger.count_in(Line.ALONE) > MOST_ALONE:
+            self._put_back(entry, history, ALONE_DELAY_S)  # they take turns, here and on other nodes
 
     def _is_new(self, received: Received, request_id: str | None, history: History) -> bool:
         holder = self.ledger.holder(received.key, request_id)
@@ -118,34 +135,36 @@ class Requests:
 
     # leaving for a child
 
-    def next_for_child(self) -> Entry[Job] | None:
-        """Refusals come first. What has waited too long for a child becomes one: in hand its time runs as well."""
-        entry = self.ledger.next_waiting()
-        if entry is not None and entry.job.refusal is None:
+    def next_for_child(self, line: Line) -> Entry[Job] | None:
+        """The next in this line. What has waited too long for a child becomes a refusal: in hand its time runs as well."""
+        while (entry := self.ledger.next_in(line)) is not None:
             history = entry.job.history
-            if redelivery.expired(history, _now_ms(), self._settings.request_ttl_s):
-                self._give_up(entry, self._expired_error(history))
-        return entry
+            if line is Line.REFUSAL or not redelivery.expired(history, _now_ms(), self._settings.request_ttl_s):
+                return entry
+            self._give_up(entry, self._expired_error(history))
+        return None
 
     def board(self, entry: Entry[Job], child: int) -> Task | Refuse:
         """Note that it is the child's now; the message to send."""
         self.ledger.dispatch(entry, child)
-        job = entry.job
+        job, request = entry.job, entry.job.request
         job.dispatched_ms = _now_ms()
         deadline_at_s = job.received_at_s + self._ttl_left_s(job.history, job.received_ms)
-        first = job.history.attempt == 1
-        request = job.request
         common = (entry.number, request.request_id, request.stream, request.endpoint)
+        history, link = job.history, link_of(request)
         if job.refusal is not None:
             deadline_at_s = max(deadline_at_s, time.monotonic() + REFUSAL_WITHIN_S)
-            return Refuse(*common, job.refusal, job.received_at_s, deadline_at_s, first)
-        return Task(*common, bytes(request.data), job.received_at_s, deadline_at_s, first)
+            return Refuse(*common, job.refusal, job.received_at_s, deadline_at_s, history.attempt, link)
+        self._journal.dispatched(entry.request_id or "", history.attempt, history.deaths)
+        return Task(*common, bytes(request.data), job.received_at_s, deadline_at_s, history.attempt, link)
 
     # coming back
 
     def begun(self, number: int) -> None:
-        if self.ledger.get(number) is not None:
+        entry = self.ledger.get(number)
+        if entry is not None:
             self.ledger.begin(number)
+            self._journal.begun(entry.request_id or "")
 
     def computed(self, number: int) -> None:
         if self.ledger.get(number) is not None:
@@ -159,6 +178,9 @@ class Requests:
         error = outcome.error or {}
         if outcome.end == "retry":
             self._try_again(entry, error, outcome.wait_s or 0.0)
+            return None
+        if outcome.end == "busy":
+            self._put_back(entry, entry.job.history, redelivery.FIRST_DELAY_S)
             return None
         if outcome.end == "throttle":
             self._put_back(entry, entry.job.history, outcome.wait_s or redelivery.FIRST_DELAY_S)
@@ -178,39 +200,47 @@ class Requests:
 
         blame: an attempt is counted, as the request may be what killed it."""
         for entry in self.ledger.aboard(child):
-            error = error_object("The process that worked on this request died; it was not finished.", "server_error", "node_child_died")
             if entry.job.refusal is not None:
-                self.ledger.wait_again(entry)  # any other child can deliver it
-            elif entry.state is State.BEGUN:
-                self._refuse(entry, error)
-            elif blame:
-                self._try_again(entry, {**error, "message": f"{error['message']} ({cause})"})
+                self.ledger.refuse(entry)  # any other child can deliver it
+            elif blame or entry.state is State.BEGUN:
+                self._after_death(entry, begun=entry.state is State.BEGUN, cause=cause)
             else:
                 self._put_back(entry, entry.job.history, 0.0)
 
-    def give_back_waiting(self) -> int:
+    def give_back_waiting(self, delay_s: float = 0.0) -> int:
         """Hand what no child has to other nodes, uncounted. Refusals stay: any child of ours can deliver them."""
         waiting = [entry for entry in self.ledger.waiting() if entry.job.refusal is None]
         for entry in waiting:
-            self._put_back(entry, entry.job.history, 0.0)
+            self._put_back(entry, entry.job.history, delay_s)
         return len(waiting)
 
     # decisions
 
-    def _try_again(self, entry: Entry[Job], error: dict[str, Any], wait_s: float = 0.0) -> None:
-        """`wait_s`: as the upstream asked."""
+    def _after_death(self, entry: Entry[Job], *, begun: bool, cause: str) -> None:
+        """Of the process that had it."""
+        error = error_object("The process that worked on this request died; it was not finished.", "server_error", "node_child_died")
         job = entry.job
-        history = redelivery.next_attempt(job.history, str(error.get("message")), self._settings.max_attempts)
+        job.history = replace(job.history, deaths=job.history.deaths + 1)
+        if begun:
+            self._refuse(entry, error)
+        else:
+            # Most had nothing to do with it, and their requesters wait: the first time they need no pause.
+            self._try_again(entry, {**error, "message": f"{error['message']} ({cause})"}, at_once=job.history.deaths == 1)
+
+    def _try_again(self, entry: Entry[Job], error: dict[str, Any], wait_s: float = 0.0, *, at_once: bool = False) -> None:
+        """`wait_s`: as the upstream asked."""
+        history = redelivery.next_attempt(entry.job.history, self._settings.max_attempts)
         if history is None:
             self._give_up(entry, error)
             return
-        delay_s = max(wait_s, redelivery.delay_s(history, self._dice))
+        delay_s = 0.0 if at_once else max(wait_s, redelivery.delay_s(history, self._dice))
         if redelivery.expired(history, _now_ms() + delay_s * 1000, self._settings.request_ttl_s):
             self._give_up(entry, error)
             return
-        logger.info(
-            "request {} goes back for attempt {} in {:.1f} s: {}", job.request.request_id, history.attempt, delay_s, history.last_error
-        )
+        trail = redelivery.noted(entry.job.history, str(error.get("message")), self._node)
+        history = replace(trail, attempt=history.attempt)
+        words = "request {} goes back for attempt {} in {:.1f} s: {}"
+        logger.info(words, entry.job.request.request_id, history.attempt, delay_s, history.last_error)
         self._put_back(entry, history, delay_s)
 
     def _in_trouble(self, entry: Entry[Job], error: dict[str, Any]) -> None:
@@ -225,18 +255,14 @@ class Requests:
         self._refuse(entry, error)
 
     def _refuse(self, entry: Entry[Job], error: dict[str, Any]) -> None:
-        """It waits before all others: a refusal takes no slot of a child."""
         entry.job.refusal = error
         self._note_error(entry.job, error)
-        if entry.state is State.WAITING:
-            self.ledger.hurry(entry)
-        else:
-            self.ledger.wait_again(entry)
+        self._journal.ended(entry.request_id or "")  # a death from now on is not its doing
+        self.ledger.refuse(entry)
 
-    @staticmethod
-    def _note_error(job: Job, error: dict[str, Any]) -> None:
-        """Where the dead letter and the next attempt show it."""
-        job.history = replace(job.history, last_error=str(error.get("message")))
+    def _note_error(self, job: Job, error: dict[str, Any]) -> None:
+        """Where the dead letter shows it."""
+        job.history = redelivery.noted(job.history, str(error.get("message")), self._node)
 
     def _ttl_left_s(self, history: History, now_ms: float) -> float:
         ttl_s = self._settings.request_ttl_s
@@ -264,7 +290,7 @@ class Requests:
             publishes.append(self._dead_letter(job, outcome))
         if job.request.request_id:
             ended = Ended(
-                job.request.request_id, job.request.stream, job.request.metadata, job.history.attempt,
+                job.request.request_id, entry.request_id or "", job.request.stream, job.request.metadata, job.history.attempt,
                 job.history.published_ms, job.received_ms, job.dispatched_ms, outcome,
             )
             publishes.append(Publish(self._settings.res_topic_name, record(ended, self._settings, self._node), batched=True))
@@ -276,13 +302,14 @@ class Requests:
         fits = len(job.received.payload) + len(outcome.answer or b"") < MAX_DEAD_LETTER_BYTES
         if outcome.answer is not None and job.refusal is None and fits:
             # Computed and paid for, only not deliverable: kept beside the request.
-            properties["workernode-answer"] = outcome.answer.decode("utf-8", "replace")
+            properties[redelivery.ANSWER] = outcome.answer.decode("utf-8", "replace")
         topic = dead_letter_topic(self._settings.model_name)
         return Publish(topic, job.received.payload, properties, subscription=DEAD_LETTER_SUBSCRIPTION)
 
     def _settle(self, entry: Entry[Job], publishes: list[Publish], *, answered: bool) -> None:
         """Acknowledge once all is confirmed; never before, or a crash in between would lose the request."""
         self.ledger.settle(entry, answered=answered)
+        self._journal.ended(entry.request_id or "")
         left = len(publishes)
 
         def confirmed() -> None:

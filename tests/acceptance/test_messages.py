@@ -81,7 +81,7 @@ def test_a_batch_survives_the_death_of_a_child_in_its_middle(scene: Scene) -> No
         scene.topics.publish(scene.request(request_id, stream=True), batch=True)
     scene.topics.flush()
     wait_until(lambda: sum(bool(scene.requester.frames(i)) for i in ids) > 5, within_s=20, what="first answers")
-    scene.node.backends()[0].kill()
+    scene.node.working_on(scene.requester.websocket_url).kill()
     scene.topics.records_of(set(ids), within_s=40)
     for request_id in ids:
         ends = [frame for frame in scene.requester.stream(request_id) if frame["end"]]

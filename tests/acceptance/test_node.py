@@ -146,8 +146,7 @@ def test_a_killed_child_loses_nothing(pulsar: Broker, upstream: Upstream) -> Non
         client = client_of(node)
         answers = [threads.submit(ask, client, model, str(n), extra_body={"mock": "mock?latency=2s"}) for n in range(8)]
         upstream.wait_for(lambda stats: stats["in_flight"] == 8)
-        victim = node.backends()[0]
-        victim.kill()
+        node.working_on(upstream.url).kill()
         assert all(answer.result(30).startswith("t0") for answer in answers)
         log = node.wait_log("SIGKILL", "4 requests were aboard")
         assert log.count("is ready after") >= 4  # two backends, a gateway, the replacement

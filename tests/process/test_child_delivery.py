@@ -134,7 +134,7 @@ def test_an_early_answer_is_posted_again(child: Backends, requester: Requester) 
 @pytest.mark.parametrize("first", [True, False], ids=["first", "again"])
 def test_an_unknown_request_ends(child: Backends, requester: Requester, first: bool) -> None:
     """A redelivered one is not early any more: it was answered, or its requester has left."""
-    asked = task(requester, stream=False, first=first)
+    asked = task(requester, stream=False, attempt=1 if first else 2)
     requester.unknown.add(asked.request_id)
     outcome = child.run(asked)
     waited_s = time.monotonic() - asked.received_at_s
@@ -184,6 +184,14 @@ def test_an_endpoint_that_hangs_or_fails(_shared_upstream: Upstream, child: Back
     child.until(lambda: said(child, asked.number) == ["Computed"], 5, "notice")
     requester.post_status = 200
     assert child.outcome(asked.number).end == "answered"
+
+
+def test_an_endpoint_that_refuses_the_answer_is_not_asked_again(child: Backends, requester: Requester) -> None:
+    requester.post_status = 413
+    asked = task(requester, stream=False)
+    outcome = child.run(asked)
+    assert (outcome.end, outcome.completion_tokens, requester.post_tries) == ("undeliverable", 8, 1)
+    assert said(child, asked.number) == ["Outcome"] and "413" in (outcome.error or {})["message"]
 
 
 @pytest.mark.parametrize("endpoint", ["http://[bad/res", "no address", "http://127.0.0.1:1/res"])

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import re
+import signal
 import socket
 import subprocess
 import sys
@@ -85,10 +88,10 @@ def test_a_model_command_that_is_not_there_ends_the_node(start: Start) -> None:
 
 
 def test_children_that_die_while_they_start_are_replaced_with_growing_pauses(start: Start) -> None:
-    node = start({"BACKEND_PROCESSES": "1"})
+    node = start({"BACKEND_PROCESSES": "1", "DEBUG": "true"})
     for deaths in range(4):
         wait_until(lambda: node.log().count("backend 0 is ready") > deaths, within_s=20, what="a ready backend")  # noqa: B023
-        node.backends()[0].kill()
+        os.kill(int(re.findall(r"backend 0 started as process (\d+)", node.log())[-1]), signal.SIGKILL)
         wait_until(lambda: node.log().count("backend 0 ended: signal SIGKILL") > deaths, within_s=5, what="the notice")  # noqa: B023
     ended, ready = (_times(node.log(), words) for words in ("backend 0 ended", "backend 0 is ready"))
     pauses = [after - before for before, after in zip(ended, ready[1:], strict=False)]

@@ -233,7 +233,7 @@ def test_nothing_outlives_a_killed_guard(start: Callable[..., ModelServer]) -> N
     os.kill(pids[0], signal.SIGKILL)
     assert all_gone(pids)
     until(lambda: not server.alive())
-    assert "guard was killed by SIGKILL" in server.exit_report()
+    assert "guard was killed by signal SIGKILL" in server.exit_report()
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])

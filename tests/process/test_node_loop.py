@@ -9,7 +9,7 @@ import pytest
 
 import config
 from errors import ExitCode
-from messaging.consumer import _properties
+from messaging.line import properties_of
 from supervision.node import FIRST_THROTTLE_S, LONGEST_THROTTLE_S, Node
 from tests.real.processes import free_port
 
@@ -53,7 +53,7 @@ class _Odd:
 
 
 def test_properties_that_are_no_text_count_as_none() -> None:
-    assert _properties(_Odd()) == {}
+    assert properties_of(_Odd()) == {}
 
 
 def test_a_place_whose_process_cannot_be_started_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -67,5 +67,5 @@ def test_a_place_whose_process_cannot_be_started_is_tried_again(monkeypatch: pyt
     monkeypatch.setattr(node._crew, "_spawn", none_to_be_had)
     for _ in range(5):
         node._crew.start_missing()
-    assert 2 <= len(tries) <= 3, "the first pause is none, the later ones grow"
+    assert len(tries) == 2 * 2, "of each place: the first pause is none, the later ones grow"
     assert node._crew.next_start_s() is not None

@@ -260,7 +260,7 @@ case $1 in
   version) exit {engine} ;;
   build) echo built >&2 ;;
   run) shift; for argument; do echo "argument $argument" >&2; done; echo "key ${{#API_KEY}}" >&2
-    printf "%s\\n" "gateway is ready" "subscribed at x" "backend 0 is ready" >&2; exec sleep 600 ;;
+    printf "%s\\n" "gateway is ready" "subscribed at x" "backend 0 is ready after 1 s" >&2; exec sleep 600 ;;
   rm) touch "{removed}" ;;
 esac
 """

@@ -21,6 +21,7 @@ from tests.real.requester import Requester
 
 Found = TypeVar("Found")
 _numbers = itertools.count(1)
+NO_ENDPOINT = "http://127.0.0.1:9/res"
 HELLO = [{"role": "user", "content": "hello there"}]
 
 
@@ -64,6 +65,7 @@ class Backends:
     def turn(self, timeout_s: float = 0.02) -> None:
         """One turn of the node's loop: wait, collect, bury."""
         self.crew.watch_unsent()
+        self.crew.appoint()
         self.selector.select(timeout_s)
         collected = [(child, message, time.monotonic()) for child, message in self.crew.collect()]
         self.said += collected
@@ -98,14 +100,25 @@ class Backends:
         return self.outcome(self.send(task), within_s)
 
 
-def task(requester: Requester, behaviour: str = "mock", *, stream: bool, ttl_s: float = 60.0, first: bool = True, **more: Any) -> Task:
-    """A task that the test upstream answers with `behaviour`; `more`: fields of the body."""
+def task(
+    requester: Requester | str, behaviour: str = "mock", *, stream: bool, ttl_s: float = 60.0, attempt: int = 1, **more: Any
+) -> Task:
+    """A task that the test upstream answers with `behaviour`; requester: or the address of a link; `more`: fields of the
+    body."""
     number, now_s = next(_numbers), time.monotonic()
     data = msgspec.json.encode({"model": "asked-for", "mock": behaviour, "messages": HELLO} | more)
-    endpoint = requester.websocket_url if stream else requester.http_url
-    return Task(number, f"request-{number}", stream, endpoint, data, now_s, now_s + ttl_s, first)
+    endpoint, link = _addresses(requester, stream)
+    return Task(number, f"request-{number}", stream, endpoint, data, now_s, now_s + ttl_s, attempt, link)
 
 
-def refuse(requester: Requester, error: dict[str, Any], *, stream: bool, ttl_s: float = 60.0) -> Refuse:
+def _addresses(requester: Requester | str, stream: bool) -> tuple[str, str]:
+    if isinstance(requester, str):
+        return NO_ENDPOINT, requester
+    return requester.websocket_url if stream else requester.http_url, ""
+
+
+def refuse(requester: Requester | str, error: dict[str, Any], *, stream: bool, ttl_s: float = 60.0) -> Refuse:
     asked = task(requester, stream=stream, ttl_s=ttl_s)
-    return Refuse(asked.number, asked.request_id, stream, asked.endpoint, error, asked.received_at_s, asked.deadline_at_s, True)
+    return Refuse(
+        asked.number, asked.request_id, stream, asked.endpoint, error, asked.received_at_s, asked.deadline_at_s, 1, asked.link
+    )

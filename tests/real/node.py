@@ -10,6 +10,7 @@ import sys
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import psutil
 
@@ -74,6 +75,11 @@ class NodeProcess:
         """The spawned children, the gateway among them, oldest first."""
         assert self.process is not None
         return [child for child in psutil.Process(self.process.pid).children() if _is_spawned(child)]
+
+    def working_on(self, url: str) -> psutil.Process:
+        """A backend that has a connection to this server: not the spare."""
+        port = urlsplit(url).port
+        return next(c for c in self.backends() if any(found.raddr and found.raddr.port == port for found in c.net_connections("tcp")))
 
     def signal(self, number: signal.Signals) -> None:
         """To the supervisor alone, as `docker stop` and systemd's KillMode=mixed do."""

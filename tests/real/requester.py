@@ -45,7 +45,8 @@ class Requester:
     unknown: ids that it never knows; known_from_s: ids that it knows only from then on (monotonic); post_status: instead
     of 200; hangs: POSTs get no answer; stops_reading_after: so many frames of a socket, then nothing is read any more, as
     the existing service does for a requester that left; closes_after: so many frames; pongs: False answers no ping;
-    pings: it pings each socket after every frame.
+    pings: it pings each socket after every frame; forgets: an id that has its answer is unknown from then on, as it is to
+    the existing service.
     """
 
     def __init__(self) -> None:
@@ -57,6 +58,7 @@ class Requester:
         self.closes_after: int | None = None
         self.pongs = True
         self.pings = False
+        self.forgets = False
         self.pongs_received = 0
         self.post_tries = 0
         self.connections = 0
@@ -179,6 +181,8 @@ class Requester:
         return self.post_status if known and has_data else 404 if has_data else 400
 
     def knows(self, request_id: str) -> bool:
+        if self.forgets and (self._posts[request_id] or any(seen.json["end"] for seen in self._frames[request_id][-1:])):
+            return False
         return request_id not in self.unknown and time.monotonic() >= self.known_from_s.get(request_id, 0.0)
 
     def took(self, text: bytes, number: int) -> None:

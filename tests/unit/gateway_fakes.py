@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import queue
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -97,6 +98,65 @@ class Bench:
 
     def socket(self) -> ClientConnection:
         return connect(self.url.replace("http", "ws") + "/res/ws", max_size=None)
+
+    def link(self) -> FakeLink:
+        return FakeLink(connect(self.gateway.link, max_size=None, legacy=True))
+
+
+class FakeLink:
+    """A node's end of a link."""
+
+    def __init__(self, socket: ClientConnection) -> None:
+        self.socket = socket
+
+    def __enter__(self) -> FakeLink:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.socket.close()
+
+    def tell(self, request: envelope.Request, attempt: int = 1) -> None:
+        """Sends `begin`, and waits for no reply."""
+        self.socket.send(json.dumps({"type": "begin", "request_id": request.request_id, "attempt": attempt}))
+
+    def begin(self, request: envelope.Request, attempt: int = 1) -> str:
+        """The type of the reply."""
+        self.tell(request, attempt)
+        reply = self.read()
+        assert (reply["request_id"], reply["attempt"]) == (request.request_id, attempt)
+        return str(reply["type"])
+
+    def put(self, request: envelope.Request, data: object = None, end: bool = False) -> None:
+        self.socket.send(frame(request, data, end))
+
+    def end(self, request: envelope.Request, data: object = None) -> str:
+        """The type of the reply."""
+        self.put(request, data, end=True)
+        reply = self.read()
+        assert reply.pop("request_id") == request.request_id
+        return str(reply.pop("type"))
+
+    def read(self, timeout_s: float = DEADLINE_S) -> dict[str, Any]:
+        """Raises TimeoutError, websockets' ConnectionClosed."""
+        return dict(json.loads(self.socket.recv(timeout_s)))
+
+    def is_silent(self) -> bool:
+        """Nothing has come, nor was it sent before the reply to what is asked here."""
+        self.socket.send('{"type":"begin","request_id":"nobody","attempt":7}')
+        return self.read() == {"type": "gone", "request_id": "nobody", "attempt": 7}
+
+    def kill(self) -> None:
+        """As a process that is killed: the kernel closes the connection, without a closing frame."""
+        self.socket.socket.shutdown(socket.SHUT_RDWR)
+
+
+def cancel(request: envelope.Request) -> dict[str, Any]:
+    return {"type": "cancel", "request_id": request.request_id}
+
+
+def lost(request: envelope.Request, attempt: int = 1) -> dict[str, Any]:
+    """What the link of an attempt is told that another has taken over from."""
+    return {"type": "busy", "request_id": request.request_id, "attempt": attempt}
 
 
 def frame(request: envelope.Request, data: object = None, end: bool = False) -> str:

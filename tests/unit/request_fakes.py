@@ -11,9 +11,11 @@ import msgspec
 from config import load
 from errors import error_object
 from ipc.messages import Refuse, Task
-from messaging.consumer import Key, Received
+from messaging.line import Key, Received
 from messaging.publisher import Publish
-from supervision.requests import Requests
+from supervision.journal import Journal
+from supervision.ledger import Entry, Line
+from supervision.requests import Job, Requests
 
 TOPIC, RECORDS, DEAD = "model-m", "res-topic", "model-m-model-m-subscription-DLQ"
 ERROR = error_object("broke", "server_error", "c")
@@ -35,14 +37,17 @@ class Clock:
 class Queue:
     """Confirms when it is told to; keeps what was published and what was acknowledged."""
 
-    def __init__(self, clock: Clock, **variables: str) -> None:
+    def __init__(self, clock: Clock, journal: Journal | None = None, **variables: str) -> None:
         self.clock = clock
-        settings = load({"PULSAR_URL": "pulsar://h", "NODE_TYPE": "remote", "API_URL": "http://h", "MODEL_NAME": "m", **variables})
-        self.requests = Requests(settings, self._publish, self._acknowledge, random.Random(1))
+        self._settings = load({"PULSAR_URL": "pulsar://h", "NODE_TYPE": "remote", "API_URL": "http://h", "MODEL_NAME": "m", **variables})
+        self.requests = self.new_node(journal)
         self.unconfirmed: list[tuple[Publish, Callable[[], None]]] = []
         self.confirmed: list[Publish] = []
         self.acknowledged: list[Received] = []
         self._last_entry = 0
+
+    def new_node(self, journal: Journal | None = None) -> Requests:
+        return Requests(self._settings, self._publish, self._acknowledge, random.Random(1), journal)
 
     def _publish(self, publish: Publish, confirmed: Callable[[], None]) -> None:
         self.unconfirmed.append((publish, confirmed))
@@ -68,8 +73,12 @@ class Queue:
         self.requests.arrive(received)
         return received
 
+    def next_for_child(self) -> Entry[Job] | None:
+        """Of all lines, as the node takes them."""
+        return next((entry for line in (*Line, Line.REFUSAL) if (entry := self.requests.next_for_child(line))), None)
+
     def board(self, child: int = 1) -> Task | Refuse:
-        entry = self.requests.next_for_child()
+        entry = self.next_for_child()
         assert entry is not None
         return self.requests.board(entry, child)
 

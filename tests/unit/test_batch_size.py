@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from messaging.consumer import batch_size
+from messaging.line import batch_size
 
 
 class Identifier:

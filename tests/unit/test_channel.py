@@ -75,8 +75,8 @@ def frame(message: ToChild | FromChild) -> bytes:
 
 
 ERROR = {"message": "é", "type": "server_error", "param": None, "code": 500}
-TASK = Task(1, "id", True, "ws://h/res/ws", b'{"a":1}', 1.5, 2.5, True)
-TO_CHILD: list[ToChild] = [TASK, Refuse(2, "id", False, "http://h/res", ERROR, 1.5, 2.5, False), Lease(), Stop()]
+TASK = Task(1, "id", True, "ws://h/res/ws", b'{"a":1}', 1.5, 2.5, 1)
+TO_CHILD: list[ToChild] = [TASK, Refuse(2, "id", False, "http://h/res", ERROR, 1.5, 2.5, 2, "ws://h/res/link"), Lease(), Stop()]
 FROM_CHILD: list[FromChild] = [
     Ready(4, [1, 2]),
     Ready(0),

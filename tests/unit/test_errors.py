@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from errors import ErrorObject, Failure, Kind, Scope, Verdict, error_object, http_status, redact, verdict
+from errors import ErrorObject, Failure, Kind, Scope, Verdict, error_object, http_status, killed_by, redact, verdict
 from tests.real.upstream.ask import Ask
 from tests.real.upstream.failures import FAILURES, failure
 
@@ -335,3 +335,8 @@ def test_http_status(error: ErrorObject, status: int) -> None:
 
 def test_a_vendors_own_type_keeps_its_status() -> None:
     assert http_status(http(418, openai("m", "teapot_error")).error) == 418
+
+
+def test_what_killed_a_process_is_named_with_its_likely_cause() -> None:
+    assert killed_by(9).startswith("signal SIGKILL (most likely the kernel")
+    assert killed_by(1) == "signal SIGHUP" and killed_by(77) == "signal 77"

@@ -14,7 +14,8 @@ import openai
 import pytest
 
 from gateway import models as module
-from gateway.models import AdminSilent, Models, PulsarAdmin, is_model_name, model_names
+from gateway.models import Models, is_model_name, model_names
+from messaging.admin import AdminSilent, PulsarAdmin
 from tests.unit.gateway_fakes import COMPLETION, running
 
 TOPIC = "persistent://public/default/model-"
@@ -27,7 +28,8 @@ class FakeAdmin:
         self.subscribed, self.silent = subscribed, False
         self.calls: list[str] = []
 
-    def subscriptions(self, model: str) -> list[str]:
+    def subscriptions(self, topic: str) -> list[str]:
+        model = topic.removeprefix("model-")
         self._called(model)
         return self.subscribed.get(model, [])
 
@@ -145,16 +147,16 @@ def admin_url() -> Iterator[str]:
 def test_the_admin_address_is_asked_with_the_token(admin_url: str) -> None:
     admin = PulsarAdmin(admin_url, "t-1")
     assert admin.topics() == [TOPIC + "a", TOPIC + "p"]
-    assert admin.subscriptions("a b") == ["s"]
-    assert admin.subscriptions("none") == []
+    assert admin.subscriptions("model-a b") == ["s"]
+    assert admin.subscriptions("model-none") == []
     with pytest.raises(AdminSilent, match="401"):
         PulsarAdmin(admin_url, "wrong").topics()
 
 
-@pytest.mark.parametrize("model", ["broken", "odd"])
-def test_an_answer_that_cannot_be_used_is_silence(admin_url: str, model: str) -> None:
+@pytest.mark.parametrize("topic", ["model-broken", "model-odd"])
+def test_an_answer_that_cannot_be_used_is_silence(admin_url: str, topic: str) -> None:
     with pytest.raises(AdminSilent):
-        PulsarAdmin(admin_url, "t-1").subscriptions(model)
+        PulsarAdmin(admin_url, "t-1").subscriptions(topic)
 
 
 def test_nobody_listening_is_silence() -> None:

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from gateway.pending import Frame, Pending, RequesterGone, Waiter
+from gateway.pending import Frame, Link, Pending, RequesterGone, Waiter
 
 
 def waiter(drops: list[str] | None = None, limit_bytes: int = 10) -> Waiter:
@@ -69,3 +69,73 @@ def test_a_dropped_requester_is_forgotten() -> None:
     pending.deliver(waits, Frame(b"1234567890", False))
     assert not pending.deliver(waits, Frame(b"1", False))
     assert len(pending) == 0
+
+
+class FakeLink:
+    def __init__(self) -> None:
+        self.cancelled: list[str] = []
+        self.lost: list[tuple[str, int]] = []
+
+    def cancel(self, request_id: str) -> None:
+        self.cancelled.append(request_id)
+
+    def lose(self, request_id: str, attempt: int) -> None:
+        self.lost.append((request_id, attempt))
+
+
+def linked(*links: Link) -> tuple[Pending, Waiter]:
+    """One who waits, and these links."""
+    pending, waits = Pending(), waiter()
+    pending.links.update(links)
+    pending.add(waits)
+    return pending, waits
+
+
+def test_who_leaves_is_cancelled_once_on_the_link_that_has_begun_it() -> None:
+    mine, other = FakeLink(), FakeLink()
+    pending, waits = linked(mine, other)
+    assert pending.begin("id", 1, mine) == "go"
+    for _ in range(2):
+        pending.remove(waits)
+    assert (mine.cancelled, other.cancelled) == (["id"], [])
+
+
+def test_who_leaves_unbegun_is_cancelled_on_every_link_but_one_that_has_ended() -> None:
+    mine, other, ended = FakeLink(), FakeLink(), FakeLink()
+    pending, waits = linked(mine, other, ended)
+    pending.begin("id", 1, ended)
+    pending.release(ended, Frame(None, True))
+    pending.remove(waits)
+    assert (mine.cancelled, other.cancelled, ended.cancelled) == (["id"], ["id"], [])
+
+
+def test_who_is_answered_elsewhere_or_in_full_is_cancelled_nowhere() -> None:
+    link = FakeLink()
+    pending, waits = linked(link)
+    pending.deliver(waits, Frame(b"1", False))
+    pending.remove(waits)
+    pending, waits = linked(link)
+    pending.begin("id", 1, link)
+    assert pending.deliver(waits, Frame(b"1", True), link)
+    pending.remove(waits)
+    assert link.cancelled == []
+
+
+def test_one_dropped_by_its_end_frame_needs_no_cancel() -> None:
+    link = FakeLink()
+    pending, waits = linked(link)
+    pending.begin("id", 1, link)
+    assert pending.deliver(waits, Frame(b"1234567890", False), link)
+    assert not pending.deliver(waits, Frame(b"1", True), link)
+    assert link.cancelled == []
+
+
+def test_only_the_link_that_has_begun_it_delivers() -> None:
+    mine, other = FakeLink(), FakeLink()
+    pending, waits = linked(mine, other)
+    assert not pending.deliver(waits, Frame(b"1", False), mine)
+    pending.begin("id", 1, mine)
+    assert not pending.deliver(waits, Frame(b"1", False), other)
+    assert pending.deliver(waits, Frame(b"1", False), mine)
+    assert not pending.deliver(waits, Frame(b"2", True))
+    assert [frame.data for frame in asyncio.run(waits.take(1))] == [b"1"]

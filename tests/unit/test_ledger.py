@@ -8,7 +8,7 @@ import time
 import pytest
 
 import supervision.ledger
-from supervision.ledger import Admission, Entry, Ledger, State
+from supervision.ledger import Admission, Entry, Ledger, Line, State
 
 
 def admitted(ledger: Ledger[str], *keys: str) -> list[Entry[str]]:
@@ -17,7 +17,7 @@ def admitted(ledger: Ledger[str], *keys: str) -> list[Entry[str]]:
 
 def test_the_way_of_a_request() -> None:
     ledger: Ledger[str] = Ledger()
-    assert ledger.judge("k", "id-k") is Admission.NEW and ledger.next_waiting() is None
+    assert ledger.judge("k", "id-k") is Admission.NEW and ledger.next_in(Line.TASK) is None
     (entry,) = admitted(ledger, "k")
     assert (entry.state, ledger.in_hand(), ledger.running(), len(ledger)) == (State.WAITING, 1, 0, 1)
     assert ledger.get(entry.number) is None  # no child's business yet
@@ -50,7 +50,8 @@ def test_what_is_computed_holds_no_slot_even_when_it_begins_after() -> None:
     assert (ledger.load(1), ledger.in_hand(), ledger.running()) == (0, 0, 2)
     ledger.begin(late.number)  # the first frame of a stream that could not be delivered at once
     assert late.state is State.BEGUN and ledger.load(1) == 0
-    ledger.wait_again(late)
+    ledger.refuse(late)
+    assert ledger.next_in(Line.REFUSAL) is late
     ledger.dispatch(late, 2)
     assert (ledger.load(2), ledger.in_hand()) == (1, 1)
 
@@ -82,17 +83,30 @@ def test_twins_are_settled_together() -> None:
     assert ledger.judge("copy", "id-k") is Admission.NEW
 
 
-def test_order() -> None:
+def test_three_lines() -> None:
     ledger: Ledger[str] = Ledger()
     a, b, c = admitted(ledger, "a", "b", "c")
-    assert ledger.next_waiting() is a
+    alone = ledger.admit("alone", None, "job", Line.ALONE)
+    assert (ledger.next_in(Line.TASK), ledger.next_in(Line.ALONE), ledger.next_in(Line.REFUSAL)) == (a, alone, None)
     ledger.dispatch(a, 1)
-    ledger.wait_again(a)
-    assert ledger.waiting() == [a, b, c]
-    ledger.hurry(c)
-    assert ledger.waiting() == [c, a, b]
+    ledger.refuse(a)
+    ledger.refuse(c)
+    ledger.refuse(alone)
+    assert ledger.waiting() == [a, c, alone, b] and ledger.next_in(Line.ALONE) is None
     ledger.settle(a, answered=True)
-    assert ledger.waiting() == [c, b]
+    assert ledger.waiting() == [c, alone, b] and ledger.in_hand() == 3
+
+
+def test_a_child_is_quarantined_while_a_request_that_runs_alone_is_its_business() -> None:
+    ledger: Ledger[str] = Ledger()
+    alone = ledger.admit("a", None, "job", Line.ALONE)
+    assert not ledger.is_quarantined(1)
+    ledger.dispatch(alone, 1)
+    assert ledger.is_quarantined(1) and not ledger.is_quarantined(2)
+    ledger.refuse(alone)
+    assert not ledger.is_quarantined(1)
+    ledger.dispatch(alone, 2)  # as a refusal it disturbs nobody
+    assert not ledger.is_quarantined(2)
 
 
 def test_a_wrong_step_is_a_bug() -> None:
@@ -103,8 +117,6 @@ def test_a_wrong_step_is_a_bug() -> None:
     ledger.dispatch(entry, 1)
     with pytest.raises(AssertionError):
         ledger.dispatch(entry, 2)
-    with pytest.raises(AssertionError):
-        ledger.hurry(entry)
 
 
 def test_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -125,7 +137,7 @@ def test_ten_thousand_at_once_take_no_quadratic_time() -> None:
         ledger.dispatch(entry, entry.number % 100)
         assert ledger.load(entry.number % 100) and ledger.in_hand() == 10_000
     for entry in entries:
-        ledger.wait_again(entry)
+        ledger.refuse(entry)
     for entry in entries:
         ledger.settle(entry, answered=False)
     assert time.monotonic() - started_s < 2
@@ -140,22 +152,22 @@ def test_the_counts_are_what_the_entries_say(seed: int) -> None:
         if entry is None or dice.random() < 0.3:
             entries += admitted(ledger, str(step))
         elif entry.state is State.WAITING:
-            act = dice.choice(["dispatch", "dispatch", "hurry", "settle"])
+            act = dice.choice(["dispatch", "dispatch", "refuse", "settle"])
             if act == "dispatch":
                 ledger.dispatch(entry, dice.randrange(3))
-            elif act == "hurry":
-                ledger.hurry(entry)
+            elif act == "refuse":
+                ledger.refuse(entry)
             else:
                 ledger.settle(entry, answered=True)
         elif entry.state is State.SETTLING:
             ledger.forget(entry)
             entries.remove(entry)
         else:
-            act = dice.choice(["begin", "computed", "wait_again", "settle"])
+            act = dice.choice(["begin", "computed", "refuse", "settle"])
             if act == "settle":
                 ledger.settle(entry, answered=False)
             else:
-                getattr(ledger, act)(entry if act == "wait_again" else entry.number)
+                getattr(ledger, act)(entry if act == "refuse" else entry.number)
         for child in range(3):
             aboard = [e for e in entries if e.child == child]
             assert ledger.aboard(child) == sorted(aboard, key=lambda e: e.number)

@@ -19,6 +19,7 @@ from messaging.redelivery import (
     expired,
     merged,
     next_attempt,
+    noted,
     read_history,
     write_history,
 )  # fmt: skip
@@ -60,12 +61,28 @@ def test_two_messages_of_one_request() -> None:
 def test_attempts_are_counted_to_their_end() -> None:
     history = History(1, 1000)
     tried = [history]
-    while (following := next_attempt(tried[-1], f"error {len(tried)}", 3)) is not None:
+    while (following := next_attempt(tried[-1], 3)) is not None:
         tried.append(following)
     assert [each.attempt for each in tried] == [1, 2, 3]
-    assert tried[-1] == History(3, 1000, "error 2")
-    assert next_attempt(History(1, 1), "e", 1) is None
-    assert next_attempt(History(500, 1), "e", 3) is None
+    assert next_attempt(History(1, 1), 1) is None
+    assert next_attempt(History(500, 1), 3) is None
+
+
+def test_the_trail_says_what_each_attempt_ended_with() -> None:
+    history = noted(noted(History(1, 1000), "first\nline", "a"), "second" * 100, "b")
+    assert history.trail[0] == "attempt 1, a: first line" and len(history.trail[1]) == 200
+    assert history.last_error == "second" * 100
+    assert read_history(write_history(history), 1000).trail == history.trail
+    for n in range(30):
+        history = noted(history, str(n), "a")
+    assert len(history.trail) == 10 and history.trail[-1].endswith(": 29")
+
+
+def test_what_was_aboard_twice_runs_alone() -> None:
+    for deaths, alone in ((0, False), (1, False), (2, True), (5, True)):
+        history = read_history(write_history(History(1, 1000, deaths=deaths)), 1000)
+        assert (history.deaths, history.runs_alone) == (deaths, alone)
+    assert merged(History(1, 1000, deaths=2), History(2, 1000)).deaths == 2
 
 
 def test_delays_grow_and_spread() -> None:

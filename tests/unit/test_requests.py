@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
+import msgspec
 import pytest
 
 import supervision.requests
 from ipc.messages import Outcome, Refuse, Task
-from messaging.redelivery import ATTEMPT, LAST_ERROR, PUBLISHED_MS
+from messaging.redelivery import ATTEMPT, DEATHS, LAST_ERROR, PUBLISHED_MS, TRAIL
+from supervision.journal import Journal
+from supervision.ledger import Line
+from supervision.requests import MOST_ALONE
 from tests.unit.request_fakes import DEAD, ERROR, RECORDS, TOPIC, Clock, Queue, record_of
 
 
@@ -27,7 +32,7 @@ def queue(clock: Clock) -> Queue:
 def test_an_answer_is_recorded_and_then_acknowledged(queue: Queue) -> None:
     received = queue.arrive()
     task = queue.board()
-    assert isinstance(task, Task) and task.data == b'{"model":"m"}' and task.first_attempt
+    assert isinstance(task, Task) and task.data == b'{"model":"m"}' and task.attempt == 1
     assert task.deadline_at_s == queue.clock.now_s + 300
     queue.requests.ended(Outcome(task.number, "answered", prompt_tokens=3))
     assert not queue.acknowledged and len(queue.requests.ledger) == 1
@@ -64,7 +69,7 @@ def test_retries_to_the_end_of_the_attempts(queue: Queue) -> None:
         queue.requests.arrive(queue.again(copy))
     queue.requests.ended(Outcome(queue.board().number, "retry", ERROR))
     refusal = queue.board(2)
-    assert isinstance(refusal, Refuse) and refusal.error == ERROR and not refusal.first_attempt
+    assert isinstance(refusal, Refuse) and refusal.error == ERROR and refusal.attempt == 3
     queue.requests.ended(Outcome(refusal.number, "failed", ERROR))
     dead, record = queue.confirm()
     assert dead.topic == DEAD and dead.properties[ATTEMPT] == "3"
@@ -112,7 +117,7 @@ def test_a_redelivery_of_what_is_held_is_acknowledged_by_its_newest_delivery(que
     task = queue.board()
     new = dataclasses.replace(old)
     queue.requests.arrive(new)
-    assert queue.requests.next_for_child() is None and not queue.acknowledged
+    assert queue.next_for_child() is None and not queue.acknowledged
     queue.requests.ended(Outcome(task.number, "answered"))
     queue.confirm()
     assert queue.acknowledged == [new] and queue.acknowledged[0] is new
@@ -125,7 +130,7 @@ def test_a_request_published_twice_is_computed_once(queue: Queue) -> None:
     task = queue.board()
     second = queue.arrive()
     assert first.key != second.key
-    assert queue.requests.next_for_child() is None and queue.requests.ledger.in_hand() == 1
+    assert queue.next_for_child() is None and queue.requests.ledger.in_hand() == 1
     queue.requests.ended(Outcome(task.number, "answered"))
     third = queue.arrive()
     assert len(queue.confirm()) == 1
@@ -244,7 +249,7 @@ def test_a_refusal_that_cannot_be_delivered(queue: Queue) -> None:
 @pytest.mark.parametrize("payload", [b"", b"hello", b"[]", b"\xff", b"[" * 100_000, b'{"request_id":7}'])
 def test_what_is_no_request_becomes_a_dead_letter(queue: Queue, payload: bytes) -> None:
     received = queue.arrive(payload=payload)
-    assert queue.requests.next_for_child() is None
+    assert queue.next_for_child() is None
     (dead,) = queue.confirm()
     assert (dead.topic, dead.payload) == (DEAD, payload) and dead.properties[LAST_ERROR]
     assert queue.keys() == [received.key] and len(queue.requests.ledger) == 0
@@ -272,3 +277,112 @@ def test_what_waits_is_given_back_but_refusals_stay(queue: Queue) -> None:
     assert queue.requests.give_back_waiting() == 2
     assert [publish.properties[ATTEMPT] for publish in queue.confirm()] == ["1", "1"]
     assert [entry.request_id for entry in queue.requests.ledger.aboard(1)] == [running.request_id] == ["late"]
+
+
+# deaths
+
+
+def test_only_what_was_aboard_is_blamed_and_the_third_time_it_runs_alone(queue: Queue) -> None:
+    queue.arrive(request_id="suspect")
+    queue.arrive(request_id="bystander")
+    for deaths in (1, 2):
+        queue.board(deaths)
+        queue.requests.child_died(deaths, "signal SIGSEGV", blame=True)
+        (copy,) = queue.confirm()
+        assert copy.properties[DEATHS] == str(deaths) and "SIGSEGV" in copy.properties[TRAIL]
+        again = queue.again(copy)
+        queue.requests.give_back_waiting()  # the bystander goes uncounted
+        assert DEATHS not in queue.confirm()[0].properties
+        queue.requests.arrive(again)
+        queue.arrive(request_id=f"bystander {deaths}")
+    alone = queue.requests.next_for_child(Line.ALONE)
+    assert alone is not None and alone.request_id == "suspect"
+    queue.requests.board(alone, 9)
+    assert queue.requests.ledger.is_quarantined(9)
+    queue.requests.child_died(9, "signal SIGSEGV", blame=True)
+    assert not queue.requests.ledger.is_quarantined(9)
+    refusal = queue.requests.next_for_child(Line.REFUSAL)
+    assert refusal is not None and refusal.job.dead_letter and len(refusal.job.history.trail) == 3
+
+
+def test_those_that_run_alone_take_turns(queue: Queue) -> None:
+    for n in range(MOST_ALONE + 3):
+        queue.arrive(request_id=f"suspect {n}", properties={DEATHS: "2"})
+    queue.arrive(request_id="good")
+    assert [publish.delay_s > 0 for publish in queue.confirm()] == [True] * 3
+    assert queue.requests.ledger.in_hand() == 1, "and keep nobody else waiting"
+    task = queue.requests.next_for_child(Line.TASK)
+    assert task is not None and task.request_id == "good"
+
+
+def test_a_busy_request_waits_for_its_other_attempt_uncounted(queue: Queue) -> None:
+    queue.arrive()
+    assert queue.requests.ended(Outcome(queue.board().number, "busy", ERROR)) is None
+    (copy,) = queue.confirm()
+    assert copy.topic == TOPIC and copy.properties[ATTEMPT] == "1" and copy.delay_s > 0
+
+
+@pytest.mark.parametrize(
+    ("offered", "link"),
+    [({"link": "ws://h:1/res/link", "v": 1}, "ws://h:1/res/link"), ({"link": "ws://h:1/x", "v": 2}, ""), ({"link": "http://h", "v": 1}, ""),
+     ({"link": 7, "v": 1}, ""), ("x", ""), (None, ""), ({"link": "ws://h:x", "v": 1}, "")],
+)  # fmt: skip
+def test_the_link_that_is_offered(queue: Queue, offered: object, link: str) -> None:
+    body = {"request_id": "r", "stream": False, "endpoint": "http://h/res", "data": {}, "metadata": {"workernode": offered}}
+    queue.arrive(payload=msgspec.json.encode(body))
+    assert queue.board().link == link
+
+
+# the death of the whole node
+
+
+def died(queue: Queue, folder: Path) -> Queue:
+    """Another node on the same queue, with the first one's journal."""
+    left = (folder / "journal-0").read_text()
+    after = folder / f"after-{len(left)}"
+    after.mkdir()
+    (after / "journal-0").write_text(left)
+    second = Queue(queue.clock, journal=Journal(after))
+    second._last_entry = queue._last_entry
+    return second
+
+
+def test_a_node_that_died_whole_counts_an_attempt_for_what_it_had(clock: Clock, tmp_path: Path) -> None:
+    first = Queue(clock, journal=Journal(tmp_path))
+    aboard, waiting, ended = (first.arrive(request_id=name) for name in ("aboard", "waiting", "ended"))
+    first.board()
+    entry = first.requests.ledger.waiting()[-1]
+    first.requests.ended(Outcome(first.requests.board(entry, 2).number, "answered"))
+    second = died(first, tmp_path)
+    for received in (aboard, waiting, ended):
+        second.requests.arrive(dataclasses.replace(received))
+    (copy,) = second.confirm()
+    assert (copy.properties[ATTEMPT], copy.properties[DEATHS]) == ("2", "1") and "whole node" in copy.properties[LAST_ERROR]
+    assert {second.board().request_id, second.board().request_id} == {"waiting", "ended"}
+
+
+def test_a_request_that_kills_whole_nodes_is_given_up(clock: Clock, tmp_path: Path) -> None:
+    queue = Queue(clock, journal=Journal(tmp_path))
+    received, folder = queue.arrive(), tmp_path
+    for _ in range(2):
+        queue.board()
+        queue = died(queue, folder)
+        folder = next(folder.glob("after-*"))
+        queue.requests.arrive(dataclasses.replace(received))
+        (copy,) = queue.confirm()
+        received = queue.again(copy)
+        queue.requests.arrive(received)
+    queue.board()
+    queue = died(queue, folder)
+    queue.requests.arrive(dataclasses.replace(received))
+    refusal = queue.board()
+    assert isinstance(refusal, Refuse) and refusal.error["code"] == "node_child_died"
+
+
+def test_a_stream_that_had_begun_when_the_node_died_is_ended_not_repeated(clock: Clock, tmp_path: Path) -> None:
+    first = Queue(clock, journal=Journal(tmp_path))
+    received = first.arrive(stream=True)
+    first.requests.begun(first.board().number)
+    second = died(first, tmp_path)
+    second.requests.arrive(dataclasses.replace(received))
+    assert isinstance(second.board(), Refuse)

@@ -33,7 +33,7 @@ def settings() -> Settings:
 
 
 def written(settings: Settings, outcome: Outcome, metadata: dict[str, Any] | None = None) -> dict[str, Any]:
-    ended = Ended("id-1", True, {"headers": HEADERS} if metadata is None else metadata, 2, 1000.0, 1100.0, 1200.0, outcome)
+    ended = Ended("id-1", "id-1", True, {"headers": HEADERS} if metadata is None else metadata, 2, 1000.0, 1100.0, 1200.0, outcome)
     found = msgspec.json.decode(record(ended, settings, "node-1"))
     assert isinstance(found, dict)
     return found
@@ -76,7 +76,7 @@ def test_a_failure_names_its_error(settings: Settings) -> None:
 
 
 def test_a_publisher_whose_clock_is_ahead(settings: Settings) -> None:
-    ended = Ended("id", False, {}, 1, 5000.0, 1100.0, None, ANSWERED)
+    ended = Ended("id", "id", False, {}, 1, 5000.0, 1100.0, None, ANSWERED)
     assert msgspec.json.decode(record(ended, settings, "n"))["durations_ms"]["queued"] == 0
 
 

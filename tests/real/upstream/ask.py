@@ -96,6 +96,10 @@ class Cut(Exception):
     """The connection is to be closed in the middle of the answer."""
 
 
+class Kill(Exception):
+    """The process at the other end of the connection is to be killed, as a fault in native code would."""
+
+
 @dataclass
 class Reply:
     """An HTTP answer. `body`: all of it, or pieces that are sent one by one, chunked unless `length` says how long it is."""

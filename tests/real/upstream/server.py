@@ -9,6 +9,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
+import signal
 import socket
 import struct
 from collections import Counter, deque
@@ -17,7 +19,9 @@ from dataclasses import asdict, dataclass, field
 from http import HTTPStatus
 from typing import Any
 
-from tests.real.upstream.ask import Ask, Cut, Reply, Reset
+import psutil
+
+from tests.real.upstream.ask import Ask, Cut, Kill, Reply, Reset
 from tests.real.upstream.streams import reply_to
 
 MAX_HEADER_BYTES = 1 << 20
@@ -164,6 +168,8 @@ class Connection(asyncio.StreamReaderProtocol):
                     break
         except Reset:
             _reset(writer)
+        except Kill:
+            _kill(writer.get_extra_info("peername"), writer.get_extra_info("sockname"))
         except (Cut, asyncio.CancelledError, ConnectionError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
             pass
         finally:
@@ -189,7 +195,7 @@ def _counted(stats: Stats, ask: Ask, reply: Reply) -> Iterator[None]:
             stats.answered += 1
         else:
             stats.failed += 1
-    except (Reset, Cut):
+    except (Reset, Cut, Kill):
         stats.failed += 1
         raise
     except (asyncio.CancelledError, ConnectionError):
@@ -260,6 +266,13 @@ def _head(reply: Reply, length: int | None) -> bytes:
     lines = [f"HTTP/1.1 {reply.status} {HTTPStatus(reply.status).phrase}", f"Content-Type: {reply.content_type}", framing]
     lines += [f"{name}: {value}" for name, value in reply.headers.items()]
     return ("\r\n".join([*lines, "x-request-id: req_test", "", ""])).encode("latin-1")
+
+
+def _kill(peer: tuple[str, int], here: tuple[str, int]) -> None:
+    """SIGKILL to whoever holds the other end. Both ends count: one port may serve several connections."""
+    for found in psutil.net_connections("tcp"):
+        if (found.laddr, found.raddr) == (peer, here) and found.pid:
+            os.kill(found.pid, signal.SIGKILL)
 
 
 def _reset(writer: asyncio.StreamWriter) -> None:

@@ -11,7 +11,7 @@ import os
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
-from tests.real.upstream.ask import Ask, Cut, Reply, Reset, seconds
+from tests.real.upstream.ask import Ask, Cut, Kill, Reply, Reset, seconds
 from tests.real.upstream.failures import FAILURES, Failure, failure
 
 Json = dict[str, Any]
@@ -348,6 +348,8 @@ BEHAVIOURS: dict[str, Callable[[Ask], Reply]] = {
     "keep-alives": lambda ask: Reply(_comments_for_ever(ask), content_type=_kind(ask)),
     "reset": lambda ask: Reply(_raise(Reset())),
     "close": lambda ask: Reply(_raise(Cut())),
+    "kill": lambda ask: Reply(_raise(Kill())),
+    "kill-midstream": half_then(lambda: _raise(Kill()), announced=True),
     "reset-midstream": half_then(lambda: _raise(Reset()), announced=True),
     "close-midstream": half_then(lambda: _raise(Cut()), announced=True),
     "hang-midstream": half_then(_hang, announced=True),

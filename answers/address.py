@@ -1,0 +1,24 @@
+"""Where an answer goes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from answers.post import EARLY_GRACE_S
+
+
+@dataclass(frozen=True)
+class Address:
+    """Times are monotonic seconds; `link` is "" where the gateway offers none."""
+
+    request_id: str
+    stream: bool
+    endpoint: str
+    received_at_s: float
+    deadline_at_s: float
+    attempt: int
+    link: str = ""
+
+    @property
+    def early_until_s(self) -> float:
+        return self.received_at_s + EARLY_GRACE_S if self.attempt == 1 else 0.0

@@ -1,0 +1,49 @@
+"""Pulsar's admin API, as far as anybody here asks it: which topics there are, and who subscribes to them."""
+
+from __future__ import annotations
+
+from urllib.parse import quote
+
+import msgspec
+import urllib3
+
+ADMIN_TIMEOUT_S = 3.0
+NAMESPACE = "public/default"
+
+
+class AdminSilent(Exception):
+    """The admin address gave no answer that can be used."""
+
+
+class PulsarAdmin:
+    """url: `http://host:8080`; token: a JWT or empty; ca_bundle: a PEM file's path or empty. Its calls block and raise
+    AdminSilent."""
+
+    def __init__(self, url: str, token: str = "", ca_bundle: str = "", timeout_s: float = ADMIN_TIMEOUT_S) -> None:
+        self._base = f"{url}/admin/v2/persistent/{NAMESPACE}"
+        self._pool = urllib3.PoolManager(
+            maxsize=8,
+            headers={"Authorization": f"Bearer {token}"} if token else {},
+            timeout=urllib3.Timeout(total=timeout_s),
+            retries=urllib3.Retry(0, redirect=2),
+            ca_certs=ca_bundle or None,
+        )
+
+    def subscriptions(self, topic: str) -> list[str]:
+        """`topic`: its name within the namespace. None where there is no such topic."""
+        return self._get(f"/{quote(topic, safe='')}/subscriptions")
+
+    def topics(self) -> list[str]:
+        """Full names, of partitioned topics and of the others."""
+        return self._get("") + self._get("/partitioned")
+
+    def _get(self, path: str) -> list[str]:
+        try:
+            response = self._pool.request("GET", self._base + path)
+            if response.status == 404:
+                return []
+            if response.status == 200:
+                return msgspec.json.decode(response.data, type=list[str])
+        except (urllib3.exceptions.HTTPError, msgspec.DecodeError) as error:
+            raise AdminSilent(str(error)) from None
+        raise AdminSilent(f"HTTP {response.status}")

@@ -1,0 +1,216 @@
+"""One subscribed consumer and the thread that receives from it, and what all lines of a node have in common.
+
+A batch goes whole to one consumer, so its members are received together, whatever is allowed: a batch of which only a
+part was received could not be given back without its finished members coming back too.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pulsar
+from loguru import logger
+
+from messaging.handshake import fields_of
+
+RECEIVE_TIMEOUT_MS = 500
+WAIT_S = 0.5
+AFTER_FAILURE_S = 1.0
+Key = tuple[int, int, int, int]  # partition, ledger, entry, batch index
+
+
+@dataclass(frozen=True)
+class Received:
+    """One message in our hands. `published_ms`: of this publish, by the publisher's clock."""
+
+    key: Key
+    message_id: pulsar.MessageId
+    payload: bytes
+    properties: dict[str, str]
+    published_ms: int
+
+
+class Inbox:
+    """What has arrived and was not taken yet, how much more may, and by which line came what is not acknowledged."""
+
+    def __init__(self, wake: Callable[[], None]) -> None:
+        self._wake = wake
+        self._changed = threading.Condition()
+        self._arrived: deque[Received] = deque()
+        self._allowed = 0
+        self._held: dict[Key, Line] = {}
+        self.stopping = False
+        self.silent_since_s = time.monotonic()
+
+    def take(self) -> list[Received]:
+        with self._changed:
+            arrived = list(self._arrived)
+            self._arrived.clear()
+            return arrived
+
+    def allow(self, count: int) -> None:
+        """How many more may be received as of now; those that have arrived and were not taken yet count."""
+        with self._changed:
+            self._allowed = count - len(self._arrived)
+            if self._allowed > 0:
+                self._changed.notify_all()
+
+    def put(self, received: Received, line: Line) -> None:
+        with self._changed:
+            self._allowed -= 1
+            self._arrived.append(received)
+            self._held[received.key] = line
+            self.silent_since_s = time.monotonic()
+        self._wake()
+
+    def settle(self, key: Key) -> None:
+        """It was acknowledged."""
+        with self._changed:
+            self._held.pop(key, None)
+
+    def holds_any_of(self, line: Line) -> bool:
+        with self._changed:
+            return any(holder is line for holder in self._held.values())
+
+    def is_empty(self) -> bool:
+        return not self._arrived
+
+    def has_room(self) -> bool:
+        return self._allowed > 0
+
+    def stop(self) -> None:
+        with self._changed:
+            self.stopping = True
+            self._changed.notify_all()
+
+    def wait_for_room(self, within_s: float) -> bool:
+        with self._changed:
+            self._changed.wait_for(lambda: self.stopping or self._allowed > 0, within_s)
+            return self._allowed > 0 and not self.stopping
+
+    def pause(self, pause_s: float) -> bool:
+        """False: stopping."""
+        with self._changed:
+            return not self._changed.wait_for(lambda: self.stopping, pause_s)
+
+
+class Line:
+    """Receives what the inbox allows, until it stops or the line is retired.
+
+    client: its own, closed with it; None where it belongs to others too. `retire()`d, it goes on until nothing of it is
+    in our hands, and only then closes: closing gives all that is unacknowledged to others at once, running requests too.
+    """
+
+    def __init__(self, consumer: pulsar.Consumer, client: pulsar.Client | None, inbox: Inbox, on_bug: Callable[[Exception], None]) -> None:
+        self._consumer, self._client, self._inbox, self._on_bug = consumer, client, inbox, on_bug
+        self._error = ""
+        self._retired = self.closed = False
+        self._thread = threading.Thread(target=self._run, name="line", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def retire(self) -> None:
+        self._retired = True
+
+    def is_receiving(self) -> bool:
+        return self._thread.is_alive()
+
+    def acknowledge(self, received: Received) -> None:
+        """Raises pulsar.PulsarException. Of whatever line: the broker of a Shared subscription finds whose it is."""
+        self._consumer.acknowledge(received.message_id)
+
+    def failure(self) -> str:
+        """Whether the broker still knows this consumer, asked over its own connection; "" where it does, or cannot be
+        asked. Blocks for the client's operation timeout at most."""
+        if self._error:
+            return self._error
+        try:
+            self._consumer.get_last_message_id()
+        except pulsar.OperationNotSupported:  # for a partitioned topic
+            return ""
+        except pulsar.PulsarException as error:
+            return type(error).__name__
+        return ""
+
+    def answers_within(self, within_s: float) -> bool:
+        """As `failure`, but not waited for any longer."""
+        answered = threading.Event()
+
+        def ask() -> None:
+            if not self.failure():
+                answered.set()
+
+        threading.Thread(target=ask, name="look", daemon=True).start()
+        return answered.wait(within_s)
+
+    def close(self) -> None:
+        """Blocks for as long as the client waits for a queue that is away."""
+        self.closed = True
+        try:
+            self._consumer.close()
+            if self._client is not None:
+                self._client.close()
+        except pulsar.PulsarException as error:
+            logger.debug("closing a consumer: {}", error)
+
+    def _run(self) -> None:
+        try:
+            self._receive()
+        except Exception as bug:
+            self._on_bug(bug)
+
+    def _receive(self) -> None:
+        batch_open = False
+        while batch_open or not self._inbox.stopping:
+            if batch_open or self._inbox.wait_for_room(WAIT_S):
+                batch_open = self._receive_one()
+            if self._retired and not batch_open and not self._inbox.holds_any_of(self):
+                self.close()
+                return
+
+    def _receive_one(self) -> bool:
+        """Whether a batch is open after it."""
+        try:
+            message = self._consumer.receive(RECEIVE_TIMEOUT_MS)
+        except pulsar.Timeout:
+            return False  # an open batch that does not go on was cut off by a reconnect; it will come anew
+        except pulsar.PulsarException as error:
+            self._on_failure(f"{type(error).__name__}: {error}")
+            return False
+        self._error = ""
+        received = _received(message)
+        self._inbox.put(received, self)
+        return bool(0 <= received.key[3] < batch_size(received.message_id) - 1)
+
+    def _on_failure(self, why: str) -> None:
+        if not self._error:
+            logger.debug("receiving failed: {}", why)
+        self._error = why
+        self._inbox.pause(AFTER_FAILURE_S)
+
+
+def _received(message: pulsar.Message) -> Received:
+    identifier = message.message_id()
+    key = (identifier.partition(), identifier.ledger_id(), identifier.entry_id(), identifier.batch_index())
+    return Received(key, identifier, message.data(), properties_of(message), message.publish_timestamp())
+
+
+def properties_of(message: pulsar.Message) -> dict[str, str]:
+    """None where they are no text: the client cannot read them, and they can come from anyone."""
+    try:
+        return dict(message.properties())
+    except UnicodeDecodeError:
+        logger.warning("a message's properties are no UTF-8 and count as none")
+        return {}
+
+
+def batch_size(identifier: pulsar.MessageId) -> int:
+    """How many messages the batch has; 0 outside of one. The client tells it only within the serialized id
+    (PulsarApi.proto, MessageIdData: field 6)."""
+    size = dict(fields_of(identifier.serialize())).get(6, 0)
+    return size if isinstance(size, int) else 0
