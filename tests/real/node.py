@@ -74,7 +74,7 @@ class NodeProcess:
     def backends(self) -> list[psutil.Process]:
         """The spawned children, the gateway among them, oldest first."""
         assert self.process is not None
-        return [child for child in psutil.Process(self.process.pid).children() if _is_spawned(child)]
+        return backends_of(self.process.pid)
 
     def working_on(self, url: str) -> psutil.Process:
         """A backend that has a connection to this server: not the spare."""
@@ -110,6 +110,10 @@ class NodeProcess:
         if self.process is not None:
             end_group(self.process, signal.SIGKILL)
         self.log_path.unlink(missing_ok=True)
+
+
+def backends_of(supervisor: int) -> list[psutil.Process]:
+    return [child for child in psutil.Process(supervisor).children() if _is_spawned(child)]
 
 
 def _is_spawned(process: psutil.Process) -> bool:

@@ -21,7 +21,7 @@ from gateway import keepalive, links
 from gateway.nodes import MAX_ANSWER_BYTES
 from gateway.pending import Pending
 from messaging import envelope
-from tests.unit.gateway_fakes import COMPLETION, Bench, FakeLink, cancel, chunk, error, events, frame, lost, running, until
+from tests.unit.gateway_fakes import COMPLETION, DEADLINE_S, Bench, FakeLink, cancel, chunk, error, events, frame, lost, running, until
 
 AT_ONCE_S = 0.2
 
@@ -65,7 +65,7 @@ class Requester:
     def __init__(self, bench: Bench, stream: bool = True) -> None:
         self.socket = socket.socket()
         self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        self.socket.settimeout(10)
+        self.socket.settimeout(DEADLINE_S)
         self.socket.connect(address(bench))
         body = b'{"model":"m","stream":%s,"messages":[{}]}' % str(stream).lower().encode()
         head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: %d\r\n\r\n"
@@ -89,7 +89,7 @@ class RawNode:
     def __init__(self, bench: Bench, path: str = links.PATH) -> None:
         self.socket = socket.socket()
         self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        self.socket.settimeout(10)
+        self.socket.settimeout(DEADLINE_S)
         self.socket.connect(address(bench))
         lines = ["GET " + path + " HTTP/1.1", "Host: x", "Upgrade: websocket", "Connection: Upgrade"]
         lines += ["Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==", "Sec-WebSocket-Version: 13"]
