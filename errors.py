@@ -83,12 +83,14 @@ class Failure:
 
 @dataclass(frozen=True)
 class Verdict:
-    """`error`: for the requester; `reason`: of the Kubernetes Event, where one is due; `wait_s`: as upstream asked."""
+    """`error`: for the requester; `reason`: of the Kubernetes Event, where one is due; `wait_s`: as upstream asked.
+    `confirm`: it may be this request's alone, so that somebody should look before the node stops for it."""
 
     scope: Scope
     error: ErrorObject
     reason: str | None = None
     wait_s: float | None = None
+    confirm: bool = False
 
 
 def error_object(message: str, type_: str, code: str | int | None = None, param: str | None = None) -> ErrorObject:

@@ -9,6 +9,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 import msgspec
 
+from answers.run import Run
 from backends import chunks
 from backends.base import Account, Call, Sink
 from backends.body import Body, Habits
@@ -47,6 +48,9 @@ class ApiBackend:
 
     def start(self) -> int:
         return 0
+
+    def reach(self, run: Run) -> None:
+        self._transport.connect(run)
 
     def check(self) -> None:
         return

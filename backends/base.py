@@ -87,6 +87,9 @@ class Backend(Protocol):
     def answer(self, call: Call, sink: Sink, account: Account) -> None:
         """Compute and hand to the sink as it comes. Raises UpstreamFailed, and what the sink or the run raises."""
 
+    def reach(self, run: Run) -> None:
+        """Connect to what it asks, without a request. Raises UpstreamFailed."""
+
     def check(self) -> None:
         """Called again and again: raises BackendUnusable once what it wraps has died."""
 

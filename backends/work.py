@@ -101,7 +101,7 @@ class Worker:
         judged = verdict(failure, self._settings.secrets)
         logger.debug("request {}: {} ({})", piece.run.request_id, failure.detail, judged.scope.value)
         if judged.scope is not Scope.REQUEST and not piece.run.begun:
-            return Outcome(number, _END_BY_SCOPE[judged.scope], judged.error, judged.reason, judged.wait_s)
+            return Outcome(number, _END_BY_SCOPE[judged.scope], judged.error, judged.reason, judged.wait_s, confirm=judged.confirm)
         piece.account.close()
         way.fail(judged.error)
         return self._delivered(piece, way, "failed", judged.error)
@@ -144,7 +144,7 @@ class Worker:
                 Outcome(
                     outcome.number, outcome.end, outcome.error, outcome.reason, outcome.wait_s,
                     account.prompt_tokens, account.completion_tokens, account.tokens_source, account.upstream_model,
-                    account.upstream_sent_ms, account.first_token_ms, account.last_token_ms, now_ms(), outcome.answer,
+                    account.upstream_sent_ms, account.first_token_ms, account.last_token_ms, now_ms(), outcome.answer, outcome.confirm,
                 )
             )
         except ChannelBroken:

@@ -44,6 +44,13 @@ class Lease(msgspec.Struct, frozen=True, tag="lease"):
     """Supervisor → child: I live, and you may go on for a while (backends/child.py says for how long)."""
 
 
+class Probe(msgspec.Struct, frozen=True, tag="probe"):
+    """Supervisor → child: try the upstream, on nobody's behalf. `asks`: with a request of one token, where it is enough
+    otherwise that it can be connected to."""
+
+    asks: bool
+
+
 class Stop(msgspec.Struct, frozen=True, tag="stop"):
     """Supervisor → child: nothing more will come; end."""
 
@@ -95,7 +102,9 @@ End = Literal[
 
 
 class Outcome(msgspec.Struct, frozen=True, tag="outcome"):
-    """Child → supervisor: how one Task or Refuse ended. Exactly one for each that was not lost with its child."""
+    """Child → supervisor: how one Task or Refuse ended. Exactly one for each that was not lost with its child.
+
+    confirm: the trouble may be of this request alone: to be believed once a probe has met it too."""
 
     number: int
     end: End
@@ -111,7 +120,15 @@ class Outcome(msgspec.Struct, frozen=True, tag="outcome"):
     last_token_ms: float | None = None
     answered_ms: float | None = None
     answer: bytes | None = None
+    confirm: bool = False
 
 
-ToChild = Task | Refuse | Lease | Stop
-FromChild = Ready | Alive | Unusable | Begun | Computed | Outcome
+class Probed(msgspec.Struct, frozen=True, tag="probed"):
+    """Child → supervisor: how the upstream took a Probe. `error` None: well; `reason`: it serves nobody of ours."""
+
+    error: dict[str, Any] | None = None
+    reason: str | None = None
+
+
+ToChild = Task | Refuse | Lease | Probe | Stop
+FromChild = Ready | Alive | Unusable | Begun | Computed | Probed | Outcome
