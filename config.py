@@ -178,6 +178,9 @@ class Settings:
     )
     log_format: str = variable("text", _choice("text", "json"), "text or json")
     aimodel_name: str = variable("", _text, "the Kubernetes AIModel that this node serves, named in the usage records")
+    kubernetes_service_host: str = variable(
+        "", _text, "set by Kubernetes in every pod: a trouble that would end the node with 78 keeps it up there, not ready"
+    )
     aimodel_namespace: str = variable("", _text, "its namespace")
     port: int = variable(
         0, _whole(1, 65535), "port of the gateway; where set, the node starts one",
@@ -211,6 +214,9 @@ class Settings:
     on_trouble: str = variable(
         "hold", _choice("hold", "answer"),
         "when the node can serve nobody: hold gives requests back for other nodes, answer answers with the error",
+    )
+    recheck_s: float = variable(
+        60.0, _seconds, "how soon an upstream that serves this node no more is looked at again; up to ten times as long later"
     )
     ca_bundle: str = variable("", _readable_file, "certificates to trust instead of the system's (PEM)")
 

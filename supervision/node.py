@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import random
 import selectors
 import signal
@@ -15,41 +14,39 @@ from typing import TYPE_CHECKING
 
 from loguru import logger
 
-import backends.child
 from errors import ExitCode
-from ipc.messages import Begun, Computed, FromChild, Outcome, Ready, Stop, Unusable
+from ipc.messages import Begun, Computed, FromChild, Outcome, Probed, Ready, Stop, Unusable
 from messaging.client import close_in_time, leave
 from messaging.consumer import Consumer, Notice, ReceivingFailed
 from messaging.handshake import QueueTrouble
 from messaging.publisher import Publish, Publisher
-from supervision import services
-from supervision.children import BOOT_WITHIN_S, LONGEST_PAUSE_S, Child, Crew, Dead, Role
+from reporting.events import Events
+from supervision.children import LONGEST_PAUSE_S, Child, Crew, Dead
 from supervision.embedded import with_broker
 from supervision.journal import Journal
 from supervision.ledger import Line
 from supervision.limit import LocalLimit
 from supervision.mailbox import Mailbox
 from supervision.requests import Pushback, Requests
+from supervision.roles import BROKER, GATEWAY, backend_role, child_count, roles
 from supervision.status import Status
+from supervision.trouble import QueueTroubles, Spell, UpstreamTrouble, as_reason
 
 if TYPE_CHECKING:
-    from broker.options import Options
     from config import Settings
 
 TICK_S = 0.5
-GATEWAY, BROKER = "gateway", "broker"
-THREADS_PER_CHILD = 64  # beyond, threads of one process starve each other of the interpreter's lock
 FIRST_THROTTLE_S = 1.0
 LONGEST_THROTTLE_S = 30.0
 MOST_DOUBLINGS = 10
 MOST_UNCONFIRMED = 1000  # ends that the queue has not taken: more would only be answered twice after a crash
-QUOTA_RECHECK_S = 60.0
 PROBE_EACH_S = 5.0  # while closed: is the oldest request past its time?
 PROBE_DELAY_S = 1.0
 ENDING_WITHIN_S = 1.5  # after the drain's deadline, for refusals and confirmations on their way
 CHILDREN_END_WITHIN_S = 5.0
 GATEWAY_ENDS_WITHIN_S = 3.5  # past the drain's deadline, for the errors to those that still wait
 QUEUE_CLOSES_WITHIN_S = 3.0
+EVENTS_WITHIN_S = 3.0
 
 
 @dataclass(frozen=True)
@@ -89,7 +86,11 @@ class Node:
         self._requests = Requests(settings, self._publish, self._consumer.acknowledge, dice, journal)
         self._limit = LocalLimit(settings)
         self._status = Status(settings)
-        self._queue_trouble = "not subscribed yet"
+        self._events = Events(settings)
+        self._queue_troubles = QueueTroubles(self._events)
+        self._retries = Spell("attempts fail and are made again: {message}", "no attempt fails any more; {count} did, over {lasted_s} s")
+        checks_start = settings.node_type == "remote"
+        self._trouble = UpstreamTrouble(settings, self._events, dice, time.monotonic(), checks_start=checks_start)
         self._next_probe_s = time.monotonic() + PROBE_EACH_S
         self._is_looping = False
         self._reserved: int | None = None  # a child that is to have nothing else, for a request that runs alone
@@ -114,6 +115,7 @@ class Node:
                 self._collect()
                 self._bury()
                 self._crew.appoint()
+                self._probe()
                 self._receive()
                 self._limit.adjust(self._crew.backends(), self._requests.ledger.in_hand())
                 self._dispatch()
@@ -151,8 +153,7 @@ class Node:
             elif isinstance(news, ReceivingFailed):
                 raise RuntimeError(f"nothing can be received any more: {news.message}")
             else:
-                self._queue_trouble = ""
-                logger.info("subscribed at {}", self._settings.pulsar_url)
+                self._queue_troubles.over(time.monotonic(), f"subscribed at {self._settings.pulsar_url}")
 
     def _collect(self) -> None:
         for child, message in self._crew.collect():
@@ -180,11 +181,24 @@ class Node:
             self._is_looping = True
             words = "the backends end again and again: nothing is received until one stays. Tried again each {:g} s at most. The last: {}"
             logger.error(words, LONGEST_PAUSE_S, dead.cause)
+            self._events.warn("GeneralError", words.format(LONGEST_PAUSE_S, dead.cause))
 
     def _say_if_looping(self) -> None:
         if self._is_looping and self._crew.capacity():
             self._is_looping = False
             logger.info("a backend works again")
+            self._events.note("GeneralError", "A backend works again.")
+
+    def _probe(self) -> None:
+        """Look whether the upstream's trouble is still there, by a child that could use it."""
+        able = [child for child in self._crew.backends() if child.is_usable]
+        now_s = time.monotonic()
+        probe = self._trouble.probe_due(now_s, [child.number for child in able]) if able else None
+        if probe is not None:
+            self._trouble.asked(able[0].number, now_s)
+            self._crew.send(able[0], probe)
+        self._queue_troubles.look(now_s)
+        self._retries.look(now_s)
 
     def _receive(self) -> None:
         for received in self._consumer.take():
@@ -193,6 +207,8 @@ class Node:
             given_back = self._requests.give_back_waiting()
             if given_back:
                 logger.info("gave back {} requests that had not begun", given_back)
+        elif self._trouble.error is not None and not self._holds():
+            self._requests.refuse_waiting(self._trouble.error)
         elif self._is_closed() and self._requests.give_back_waiting(PROBE_DELAY_S):
             self._next_probe_s = time.monotonic() + PROBE_EACH_S  # the oldest has time left; another node may serve it
 
@@ -267,16 +283,19 @@ class Node:
 
     def _is_closed(self) -> bool:
         """Nothing can be started for now; only what has expired is still received, to be refused in time."""
-        return time.monotonic() < self._paused_until_s or not self._crew.capacity()
+        in_trouble = self._trouble.is_starting or (self._trouble.error is not None and self._holds())
+        return in_trouble or time.monotonic() < self._paused_until_s or not self._crew.capacity()
 
     def _why_not_ready(self) -> str:
         """"" while the node takes requests."""
         if self._is_draining():
             return "draining"
-        if self._queue_trouble:
-            return self._queue_trouble
+        if self._queue_troubles.word:
+            return self._queue_troubles.word
         if not self._crew.capacity():
             return "no backend is ready"
+        if self._trouble.word:
+            return self._trouble.word
         return "receiving pauses, as the upstream asked for it" if self._is_closed() else ""
 
     def _is_draining(self) -> bool:
@@ -299,6 +318,8 @@ class Node:
             pushback = self._requests.ended(message)
             if pushback is not None:
                 self._on_pushback(pushback)
+            elif message.end == "retry":
+                self._retries.meet(str((message.error or {}).get("message")), time.monotonic())
             elif message.end == "answered":
                 self._throttles, child.has_served = 0, True
             child.may_die = self._requests.ledger.is_quarantined(child.number)
@@ -306,6 +327,9 @@ class Node:
             self._requests.begun(message.number)
         elif isinstance(message, Computed):
             self._requests.computed(message.number)
+        elif isinstance(message, Probed):
+            self._trouble.heard(message, time.monotonic())
+            self._stop_if_hopeless()
         elif isinstance(message, Ready):
             room = f", {message.slots} slots" if message.slots else ""
             logger.info("{} is ready after {:.1f} s{}", child.role.name, time.monotonic() - child.born_s, room)
@@ -317,16 +341,27 @@ class Node:
     def _on_unusable(self, child: Child, message: Unusable) -> None:
         logger.error("{}: {}", child.role.name, message.message)
         if message.permanent:
-            self._stop_for_good()
+            self._events.warn("ConfigurationError", message.message)
+            self._stop_unless_kept_up()
 
     def _on_pushback(self, pushback: Pushback) -> None:
-        if pushback.reason in ("AuthenticationError", "ConfigurationError") and pushback.wait_s is None and self._holds():
-            logger.error("{}: {}", pushback.reason, pushback.message)
+        if pushback.reason is None:
+            self._pause(pushback.wait_s or self._throttle_s(), str(pushback.error.get("message")))
+        elif pushback.confirm:
+            self._trouble.doubt(time.monotonic())
+        else:
+            self._trouble.meet(as_reason(pushback.reason), pushback.error, time.monotonic(), pushback.wait_s)
+            self._stop_if_hopeless()
+
+    def _stop_if_hopeless(self) -> None:
+        """Money may come by itself; a key or an address has to be changed by somebody."""
+        if self._trouble.is_hopeless and self._holds():
+            self._stop_unless_kept_up()
+
+    def _stop_unless_kept_up(self) -> None:
+        """In a cluster an end would only loop: there the node stays, not ready, and looks again now and then."""
+        if not self._settings.kubernetes_service_host:
             self._stop_for_good()
-        elif pushback.reason == "APIQuotaExceededError":
-            self._pause(pushback.wait_s or QUOTA_RECHECK_S, f"out of quota: {pushback.message}")
-        elif pushback.reason is None or self._holds():
-            self._pause(pushback.wait_s or self._throttle_s(), pushback.message)
 
     def _throttle_s(self) -> float:
         """Twice as long after each pause that helped nobody; what was in flight together counts once."""
@@ -345,10 +380,9 @@ class Node:
             self._paused_until_s = until_s
 
     def _on_queue_trouble(self, trouble: QueueTrouble) -> None:
-        self._queue_trouble = trouble.message
-        logger.error("{}", trouble.message)
+        self._queue_troubles.meet(trouble.message, trouble.refused, time.monotonic())
         if trouble.refused:
-            self._stop_for_good()
+            self._stop_unless_kept_up()
 
     # the end
 
@@ -392,6 +426,7 @@ class Node:
         self._publisher.close()
         close_in_time(self._consumer.close, QUEUE_CLOSES_WITHIN_S)
         self._crew.stop(self._crew.in_role(BROKER), CHILDREN_END_WITHIN_S)
+        self._events.close(EVENTS_WITHIN_S)
         if len(self._requests.ledger):
             logger.warning("{} requests were not confirmed by the queue; it will give them to others", len(self._requests.ledger))
 
@@ -409,29 +444,6 @@ class SecondSignal(Exception):
     def __init__(self, number: int) -> None:
         super().__init__()
         self.number = number
-
-
-def roles(settings: Settings, broker: Options | None) -> list[Role]:
-    """The children that these settings ask for, in the order of their start."""
-    count = child_count(settings)
-    threads = -(-settings.max_process_num // count)
-    found = [Role(BROKER, services.broker, (settings, broker), 0)] if broker else []
-    spares = 0 if settings.node_type == "local" else 1  # a model server more would take what the others need
-    found += [backend_role(settings, number, threads) for number in range(count + spares)]
-    return found + ([Role(GATEWAY, services.gateway, (settings,), 0)] if settings.port else [])
-
-
-def backend_role(settings: Settings, number: int, threads: int) -> Role:
-    boot_s = BOOT_WITHIN_S + (settings.boot_timeout_s if settings.node_type == "local" else 0.0)
-    return Role(f"backend {number}", backends.child.main, (settings, number, threads), threads, boot_s)
-
-
-def child_count(settings: Settings) -> int:
-    """Local: one for each model server. Otherwise one for each core and for each 64 requests, unless told."""
-    if settings.node_type == "local":
-        return settings.local_replicas
-    enough = max(os.cpu_count() or 1, -(-settings.max_process_num // THREADS_PER_CHILD))
-    return min(settings.backend_processes or enough, settings.max_process_num)
 
 
 def _introduction(settings: Settings) -> tuple[str, str, int]:

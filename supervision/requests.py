@@ -56,11 +56,13 @@ class Job:
 
 @dataclass(frozen=True)
 class Pushback:
-    """An outcome that concerns the whole node: the upstream wants less (`wait_s`), or it serves nobody (`reason`)."""
+    """An outcome that concerns the whole node: the upstream wants less (`wait_s`), or it serves nobody (`reason`), which
+    is to be confirmed where it may concern the request alone."""
 
-    message: str
+    error: dict[str, Any]
     wait_s: float | None
     reason: str | None
+    confirm: bool = False
 
 
 class Requests:
@@ -184,10 +186,13 @@ class Requests:
             return None
         if outcome.end == "throttle":
             self._put_back(entry, entry.job.history, outcome.wait_s or redelivery.FIRST_DELAY_S)
-            return Pushback(str(error.get("message")), outcome.wait_s, outcome.reason)
+            return Pushback(error, outcome.wait_s, outcome.reason)
         if outcome.end == "trouble":
-            self._in_trouble(entry, error)
-            return Pushback(str(error.get("message")), outcome.wait_s, outcome.reason)
+            if outcome.confirm:  # it may be this request's own fault, and then it may not come for ever
+                self._try_again(entry, error)
+            else:
+                self._in_trouble(entry, error)
+            return Pushback(error, outcome.wait_s, outcome.reason, outcome.confirm)
         if outcome.end == "undeliverable":
             entry.job.dead_letter = True
             if entry.job.refusal is None:
@@ -213,6 +218,12 @@ class Requests:
         for entry in waiting:
             self._put_back(entry, entry.job.history, delay_s)
         return len(waiting)
+
+    def refuse_waiting(self, error: dict[str, Any]) -> None:
+        """Answer what no child has with the trouble of the whole node."""
+        for entry in self.ledger.waiting():
+            if entry.job.refusal is None:
+                self._refuse(entry, error)
 
     # decisions
 
@@ -240,7 +251,7 @@ class Requests:
         trail = redelivery.noted(entry.job.history, str(error.get("message")), self._node)
         history = replace(trail, attempt=history.attempt)
         words = "request {} goes back for attempt {} in {:.1f} s: {}"
-        logger.info(words, entry.job.request.request_id, history.attempt, delay_s, history.last_error)
+        logger.debug(words, entry.job.request.request_id, history.attempt, delay_s, history.last_error)
         self._put_back(entry, history, delay_s)
 
     def _in_trouble(self, entry: Entry[Job], error: dict[str, Any]) -> None:

@@ -86,7 +86,7 @@ def test_a_retry_waits_as_long_as_the_upstream_asked(queue: Queue) -> None:
 def test_throttling_counts_no_attempt_and_ends_in_time(queue: Queue) -> None:
     queue.arrive()
     pushback = queue.requests.ended(Outcome(queue.board().number, "throttle", ERROR, None, 20.0))
-    assert pushback is not None and (pushback.wait_s, pushback.reason, pushback.message) == (20, None, "broke")
+    assert pushback is not None and (pushback.wait_s, pushback.reason, pushback.error["message"]) == (20, None, "broke")
     (copy,) = queue.confirm()
     assert copy.delay_s == 20 and copy.properties[ATTEMPT] == "1"
     queue.clock.now_s += 295
