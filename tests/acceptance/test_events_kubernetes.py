@@ -166,7 +166,7 @@ def _ready(folder: Path, port: int) -> Cluster:
         try:
             client.CoreV1Api(cluster.admin).create_namespace(client.V1Namespace(metadata=client.V1ObjectMeta(name="models")))
         except client.ApiException as error:
-            return error.status == 409
+            return bool(error.status == 409)
         except Exception:  # not listening yet
             return False
         return True
