@@ -177,11 +177,11 @@ class Settings:
         0, _whole(1, 65535), "port, on HOST, for /livez and /readyz of the node", shown_default="none"
     )
     log_format: str = variable("text", _choice("text", "json"), "text or json")
-    aimodel_name: str = variable("", _text, "the Kubernetes AIModel that this node serves, named in the usage records")
+    aimodel_name: str = variable("", _text, "the Kubernetes AIModel that this node serves: named in the usage records, and its Events say when the node is broken")
     kubernetes_service_host: str = variable(
         "", _text, "set by Kubernetes in every pod: a trouble that would end the node with 78 keeps it up there, not ready"
     )
-    aimodel_namespace: str = variable("", _text, "its namespace")
+    aimodel_namespace: str = variable("", _text, "its namespace; where it is unset, Events go to the pod's own, or to default")
     port: int = variable(
         0, _whole(1, 65535), "port of the gateway; where set, the node starts one",
         shown_default="no gateway; python -m gateway: 8081",
