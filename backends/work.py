@@ -98,10 +98,11 @@ class Worker:
 
     def _failed(self, piece: _Piece, way: Delivery, failed: UpstreamFailed) -> Outcome | None:
         number, failure = piece.run.number, failed.failure
-        judged = verdict(failure, self._settings.secrets)
+        judged = verdict(failure, self._settings.secrets, phase="begun" if piece.run.begun else "waiting")
         logger.debug("request {}: {} ({})", piece.run.request_id, failure.detail, judged.scope.value)
-        if judged.scope is not Scope.REQUEST and not piece.run.begun:
-            return Outcome(number, _END_BY_SCOPE[judged.scope], judged.error, judged.reason, judged.wait_s, confirm=judged.confirm)
+        if judged.scope is not Scope.REQUEST:
+            end = _END_BY_SCOPE[judged.scope]
+            return Outcome(number, end, judged.error, judged.reason, judged.wait_s, confirm=judged.confirm)
         piece.account.close()
         way.fail(judged.error)
         return self._delivered(piece, way, "failed", judged.error)
@@ -144,7 +145,8 @@ class Worker:
                 Outcome(
                     outcome.number, outcome.end, outcome.error, outcome.reason, outcome.wait_s,
                     account.prompt_tokens, account.completion_tokens, account.tokens_source, account.upstream_model,
-                    account.upstream_sent_ms, account.first_token_ms, account.last_token_ms, now_ms(), outcome.answer, outcome.confirm,
+                    account.upstream_sent_ms, account.first_token_ms, account.last_token_ms, now_ms(), outcome.answer,
+                    confirm=outcome.confirm,
                 )
             )
         except ChannelBroken:

@@ -120,7 +120,7 @@ class Outcome(msgspec.Struct, frozen=True, tag="outcome"):
     last_token_ms: float | None = None
     answered_ms: float | None = None
     answer: bytes | None = None
-    confirm: bool = False
+    confirm: bool = False  # the trouble may be this request's alone: another should find it too before the node believes it
 
 
 class Probed(msgspec.Struct, frozen=True, tag="probed"):
