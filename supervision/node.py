@@ -17,7 +17,7 @@ from loguru import logger
 
 import backends.child
 from errors import ExitCode
-from ipc.messages import Begun, Computed, FromChild, Outcome, Ready, Stop, Unusable
+from ipc.messages import Begun, Computed, FromChild, Outcome, Rates, Ready, Stop, Task, Unusable
 from messaging.client import close_in_time, leave
 from messaging.consumer import Consumer, Notice, ReceivingFailed
 from messaging.handshake import QueueTrouble
@@ -26,11 +26,12 @@ from supervision import services
 from supervision.children import BOOT_WITHIN_S, LONGEST_PAUSE_S, Child, Crew, Dead, Role
 from supervision.embedded import with_broker
 from supervision.journal import Journal
-from supervision.ledger import Line
+from supervision.ledger import Entry, Line
 from supervision.limit import LocalLimit
 from supervision.mailbox import Mailbox
-from supervision.requests import Pushback, Requests
+from supervision.requests import Job, Pushback, Requests
 from supervision.status import Status
+from supervision.upstream import Upstream
 
 if TYPE_CHECKING:
     from broker.options import Options
@@ -39,9 +40,6 @@ if TYPE_CHECKING:
 TICK_S = 0.5
 GATEWAY, BROKER = "gateway", "broker"
 THREADS_PER_CHILD = 64  # beyond, threads of one process starve each other of the interpreter's lock
-FIRST_THROTTLE_S = 1.0
-LONGEST_THROTTLE_S = 30.0
-MOST_DOUBLINGS = 10
 MOST_UNCONFIRMED = 1000  # ends that the queue has not taken: more would only be answered twice after a crash
 QUOTA_RECHECK_S = 60.0
 PROBE_EACH_S = 5.0  # while closed: is the oldest request past its time?
@@ -88,13 +86,13 @@ class Node:
         journal = Journal(Path(settings.state_dir) if settings.state_dir else None)
         self._requests = Requests(settings, self._publish, self._consumer.acknowledge, dice, journal)
         self._limit = LocalLimit(settings)
+        self._upstream = Upstream(settings, dice)
         self._status = Status(settings)
         self._queue_trouble = "not subscribed yet"
         self._next_probe_s = time.monotonic() + PROBE_EACH_S
         self._is_looping = False
         self._reserved: int | None = None  # a child that is to have nothing else, for a request that runs alone
         self._paused_until_s = 0.0
-        self._throttles = 0
         self._drain_until_s: float | None = None
         self._cut_off = False
         self._exit_code = ExitCode.OK
@@ -138,6 +136,8 @@ class Node:
         timeout_s = TICK_S
         if (next_start_s := self._crew.next_start_s()) is not None:
             timeout_s = min(timeout_s, max(0.0, next_start_s - time.monotonic()))
+        if (next_change_s := self._upstream.next_change_s()) > 0:
+            timeout_s = min(timeout_s, next_change_s)
         self._selector.select(timeout_s)
 
     def _read_mail(self) -> None:
@@ -213,11 +213,17 @@ class Node:
         """To a spare, or else to a child that has got nothing more until it was empty."""
         while (entry := self._requests.next_for_child(Line.ALONE)) is not None:
             child = self._empty_child()
-            if child is None:
+            if child is None or not self._upstream.may_take(entry.job.request.data):
                 return
             logger.info("request {} runs alone: {}", entry.request_id, entry.job.history.last_error)
             self._reserved, child.may_die = None, True
-            self._crew.send(child, self._requests.board(entry, child.number))
+            self._send_task(child, entry)
+
+    def _send_task(self, child: Child, entry: Entry[Job]) -> None:
+        message = self._requests.board(entry, child.number)
+        if isinstance(message, Task):
+            self._upstream.dispatched(message)
+        self._crew.send(child, message)
 
     def _empty_child(self) -> Child | None:
         ledger = self._requests.ledger
@@ -233,9 +239,9 @@ class Node:
         able = [child for child in self._crew.backends() if child.capacity and not self._is_set_apart(child)]
         while able and (entry := self._requests.next_for_child(Line.TASK)) is not None:
             child = max(able, key=lambda c: c.capacity - ledger.load(c.number))
-            if ledger.load(child.number) >= child.capacity:
+            if ledger.load(child.number) >= child.capacity or not self._upstream.may_take(entry.job.request.data):
                 return
-            self._crew.send(child, self._requests.board(entry, child.number))
+            self._send_task(child, entry)
             able = [child for child in able if child.capacity]
 
     def _is_set_apart(self, child: Child) -> bool:
@@ -263,11 +269,12 @@ class Node:
         if self._publisher.unconfirmed() > MOST_UNCONFIRMED:
             return 0
         limit = min(self._settings.max_process_num, self._crew.capacity(), self._limit.value)
-        return max(0, limit - self._requests.ledger.in_hand())
+        ledger = self._requests.ledger
+        return max(0, min(limit - ledger.in_hand(), self._upstream.room() - ledger.count_in(Line.TASK)))
 
     def _is_closed(self) -> bool:
         """Nothing can be started for now; only what has expired is still received, to be refused in time."""
-        return time.monotonic() < self._paused_until_s or not self._crew.capacity()
+        return time.monotonic() < self._paused_until_s or self._upstream.is_paused() or not self._crew.capacity()
 
     def _why_not_ready(self) -> str:
         """"" while the node takes requests."""
@@ -296,16 +303,19 @@ class Node:
 
     def _hear(self, child: Child, message: FromChild) -> None:
         if isinstance(message, Outcome):
+            self._upstream.ended(message)
             pushback = self._requests.ended(message)
             if pushback is not None:
                 self._on_pushback(pushback)
             elif message.end == "answered":
-                self._throttles, child.has_served = 0, True
+                child.has_served = True
             child.may_die = self._requests.ledger.is_quarantined(child.number)
         elif isinstance(message, Begun):
             self._requests.begun(message.number)
         elif isinstance(message, Computed):
             self._requests.computed(message.number)
+        elif isinstance(message, Rates):
+            self._upstream.told(message)
         elif isinstance(message, Ready):
             room = f", {message.slots} slots" if message.slots else ""
             logger.info("{} is ready after {:.1f} s{}", child.role.name, time.monotonic() - child.born_s, room)
@@ -325,14 +335,7 @@ class Node:
             self._stop_for_good()
         elif pushback.reason == "APIQuotaExceededError":
             self._pause(pushback.wait_s or QUOTA_RECHECK_S, f"out of quota: {pushback.message}")
-        elif pushback.reason is None or self._holds():
-            self._pause(pushback.wait_s or self._throttle_s(), pushback.message)
-
-    def _throttle_s(self) -> float:
-        """Twice as long after each pause that helped nobody; what was in flight together counts once."""
-        if time.monotonic() > self._paused_until_s:
-            self._throttles = min(self._throttles + 1, MOST_DOUBLINGS)
-        return min(FIRST_THROTTLE_S * 2.0 ** (self._throttles - 1), LONGEST_THROTTLE_S)
+        # else it wants less: the upstream's budget has heard of it
 
     def _holds(self) -> bool:
         return self._settings.on_trouble == "hold"
