@@ -19,7 +19,7 @@ UNLIMITED = 1 << 30
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 30.0  # where the upstream does not say how long
 MOST_DOUBLINGS = 10
 JITTER = 0.1  # of a pause: nodes that were refused together do not come back together
-PROBE_PATIENCE_S = 3.0  # a refusal comes at once, a good answer may take minutes
+SHORTEST_PATIENCE_S, LONGEST_PATIENCE_S = 0.25, 3.0  # with a probe: a refusal comes soon, a good answer may take minutes
 STUCK_S = 30.0  # something is tried then, whatever was heard
 RAMP_S = 0.2  # a node begins with one request, and twice as many each time
 RAMP_DOUBLINGS = 10
@@ -54,6 +54,7 @@ class Budget:
         self._count = 0
         self._refused_at_s = self._paused_until_s = -math.inf
         self._refusals = 0  # in a row
+        self._patience_s = LONGEST_PATIENCE_S
         self._probing, self._probe_at_s = False, math.inf
 
     @property
@@ -90,7 +91,7 @@ class Budget:
         if now_s < self._paused_until_s:
             return self._paused_until_s - now_s
         if self._probing:
-            return max(0.0, self._probe_at_s + PROBE_PATIENCE_S - now_s) if self._probe_at_s <= now_s else 0.0
+            return max(0.0, self._probe_at_s + self._patience_s - now_s) if self._probe_at_s <= now_s else 0.0
         waits = [self._guessed.wait_s(now_s), 0.0 if self._ramp_room(now_s) >= 1 else RAMP_S / 4]
         waits += [bucket.wait_s(tokens if what == "tpm" else 1.0, now_s) for what, bucket in self._set.items()]
         if self._requests:
@@ -132,8 +133,10 @@ class Budget:
             return
         if requests is not None:
             self._requests = self._requests or Steered(1.0, now_s)
+            spoke = self._requests.speaks
             self._requests.heard(requests, sent.at_s, sent.requests_spent, now_s)
-            self._ramps = self._ramps and not self._requests.speaks
+            if self._requests.speaks and not spoke:  # known now, no need to guess
+                self._ramps, self._guessed = False, Guessed()
         if tokens is not None:
             self._tokens = self._tokens or Steered(self._usual_tokens, now_s)
             self._tokens.unit = self._usual_tokens
@@ -157,6 +160,9 @@ class Budget:
 
         over_limit: the refusal is about how much was asked; otherwise the upstream is only away."""
         sent = self._sent.pop(number, None)
+        if sent is not None:
+            self._take_back(sent, now_s)
+            self._patience_s = min(max(3 * (now_s - sent.at_s), SHORTEST_PATIENCE_S), LONGEST_PATIENCE_S)
         is_news = sent is None or sent.at_s > self._refused_at_s  # what was on its way together counts once
         if is_news:
             self._refusals = min(self._refusals + 1, MOST_DOUBLINGS)
@@ -171,6 +177,12 @@ class Budget:
             self._cut(now_s)
         return until_s - now_s if begins else None
 
+    def _take_back(self, sent: _Sent, now_s: float) -> None:
+        """It took nothing."""
+        for bucket, spent, amount in ((self._requests, sent.requests_spent, 1.0), (self._tokens, sent.tokens_spent, sent.tokens)):
+            if bucket is not None and spent:
+                bucket.correct(-amount, now_s)
+
     def _cut(self, now_s: float) -> None:
         """What is known of the bucket goes on; where nothing is, a pace is guessed."""
         self._ramps = False
@@ -183,7 +195,7 @@ class Budget:
 
     def _is_patient(self, now_s: float) -> bool:
         """Whether the probe still counts as not answered."""
-        return now_s < self._probe_at_s + PROBE_PATIENCE_S
+        return now_s < self._probe_at_s + self._patience_s
 
     def _correct(self, sent: _Sent, tokens: float, now_s: float) -> None:
         if "tpm" in self._set:

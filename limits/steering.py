@@ -20,7 +20,7 @@ FOLLOW_S = 4.0  # for the share to come near to what the level stands for
 OPENING_PER_S = 3.0  # while the bucket is nearly full, what flows in is lost: e-fold in a third of a second
 NEARLY_FULL = 0.8
 BAND = 0.5  # how much the level alone moves the pace
-CUT = 0.7  # after a refusal
+CUT, LATE_CUT = 0.7, 0.93  # after a refusal; where levels come late, the way back is long
 LONGEST_STEP_S = 2.0
 HUNGRY_FOR_S = 1.0
 BURST = 0.25  # of our share of the bucket
@@ -125,8 +125,7 @@ class Steered:
         holds = level.remaining + self.unit
         if level.reset_s and self.refill.rate:
             rounded = 1.0 if level.reset_s == int(level.reset_s) else 0.0  # up, by some
-            full = level.remaining + (level.reset_s - rounded) * self.refill.rate
-            holds = max(holds, full if self.refill.measured else min(full, 2 * holds))
+            holds = max(holds, level.remaining + (level.reset_s - rounded) * self.refill.rate)
         self.capacity = max(self.capacity, min(holds, level.limit or holds))
 
     def level(self, now_s: float) -> float:
@@ -138,7 +137,7 @@ class Steered:
 
     def _inflow(self) -> float:
         """What is ours of it, a second."""
-        return self.share * (self.refill.rate or 0.0)
+        return min(1.0, self.share) * (self.refill.rate or 0.0)
 
     def wait_s(self, amount: float, now_s: float) -> float:
         """Until so much may be spent; 0: now. No amount waits for ever: at most for a full bucket."""
@@ -172,7 +171,7 @@ class Steered:
         return self.level(now_s) < 0.75 * TARGET * self.capacity
 
     def cut(self, now_s: float) -> None:
-        self.share = max(LEAST_SHARE, CUT * self.share)
+        self.share = max(LEAST_SHARE, max(CUT, min(LATE_CUT, self._latency_s)) * self.share)
         self._pacer.empty(now_s)
         self._steered_at_s = now_s
 
@@ -186,7 +185,7 @@ class Steered:
         self._follow(off, min(now_s - self._steered_at_s, LONGEST_STEP_S), now_s)
         self._steered_at_s = now_s
         burst = max(2 * self.unit, BURST * self.share * self.capacity)
-        self._pacer.turn(self._inflow() * (1 + off * BAND * min(1.0, 0.5 / self._latency_s)), burst, now_s)
+        self._pacer.turn(self.share * (self.refill.rate or 0.0) * (1 + off * BAND * min(1.0, 0.5 / self._latency_s)), burst, now_s)
 
     def _follow(self, off: float, step_s: float, now_s: float) -> None:
         """A share that is not used up does not grow."""
@@ -195,7 +194,7 @@ class Steered:
             return
         if missing > 0 and self.level(now_s) > NEARLY_FULL * self.capacity:
             self.share += step_s * OPENING_PER_S * self.share
-        self.share += missing * (1 - math.exp(-step_s / max(FOLLOW_S, 3 * self._latency_s)))
+        self.share += missing * (1 - math.exp(-step_s / (FOLLOW_S * max(1.0, 2 * self._latency_s))))
         self.share = min(max(self.share, LEAST_SHARE), MOST_SHARE)
 
     def _off_target(self, now_s: float) -> float:
