@@ -189,7 +189,7 @@ class Budget:
         low = [bucket for bucket in (self._requests, self._tokens) if bucket is not None and bucket.speaks and bucket.is_low(now_s)]
         for bucket in low:
             bucket.cut(now_s)
-        if not low:
+        if not any(bucket.is_timely for bucket in low):
             known = self._requests.refill.rate if self._requests else None
             self._guessed.refused(self._served.rate(now_s), now_s, known)
 

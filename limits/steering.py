@@ -166,6 +166,11 @@ class Steered:
         self._pacer.spend(amount, now_s)
         return self.spent
 
+    @property
+    def is_timely(self) -> bool:
+        """Whether levels come before the bucket can have emptied: with long answers that are not streamed they do not."""
+        return self._latency_s * (self.refill.rate or 0.0) < self.capacity
+
     def is_low(self, now_s: float) -> bool:
         """Whether a refusal now is what the level would have led to expect."""
         return self.level(now_s) < 0.75 * TARGET * self.capacity
