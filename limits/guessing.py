@@ -8,10 +8,10 @@ from limits.pacer import Pacer
 
 LEAST_PER_S = 0.05
 BURST = 2.0
-CUT, SMALL_CUT = 0.7, 0.93
+CUT, SMALL_CUT = 0.7, 0.85
 SETTLED_S = 8.0  # a pace that was good for so long was nearly right
-BACK_S = 5.0  # e-folding time of the way back to the pace that was refused
-CREEP_PER_S = 0.001
+BACK_S = 15.0  # e-folding time of the way back to the pace that was refused
+CREEP_PER_S = 0.0004
 FASTER_EACH_S = 5.0
 LONGEST_STEP_S = 1.0
 METER_S = 4.0
@@ -46,17 +46,18 @@ class Guessed:
         self._refused_at_s = self._stepped_at_s = self._hungry_at_s = -math.inf
 
     def refused(self, served_per_s: float, now_s: float, known: float | None = None) -> None:
-        """`known`: how much the upstream grants a second to all, where it says that."""
-        pace = max(min(served_per_s, known) if known else served_per_s, LEAST_PER_S)
-        if self._pacer is None:
-            self._pacer = Pacer(CUT * (known or pace), BURST, now_s, 0.0)
-        else:
-            settled = now_s - self._refused_at_s > SETTLED_S
-            pace = self._pacer.rate if settled else min(pace, self._pacer.rate)
-            self._pacer.turn(max(LEAST_PER_S, (SMALL_CUT if settled else CUT) * pace), BURST, now_s)
-            self._pacer.empty(now_s)
-        self._refused_pace = pace
+        """`served_per_s`: how much was granted to us lately; `known`: to all nodes, where the upstream says that."""
+        settled = now_s - self._refused_at_s > SETTLED_S
         self._refused_at_s = self._stepped_at_s = now_s
+        if self._pacer is None:
+            self._refused_pace = max(known or served_per_s, LEAST_PER_S)
+            self._pacer = Pacer(CUT * self._refused_pace, BURST, now_s, 0.0)
+            return
+        rate = self._pacer.rate
+        # Long answers were granted long ago: what was served lately may be far too little.
+        self._refused_pace = rate if settled else max(min(served_per_s, rate), CUT * rate)
+        self._pacer.turn(max(LEAST_PER_S, (SMALL_CUT if settled else CUT) * self._refused_pace), BURST, now_s)
+        self._pacer.empty(now_s)
 
     def served(self, now_s: float) -> None:
         if self._pacer is None:

@@ -56,7 +56,7 @@ class Refill:
             period_s = _period_s(level)
             self._is_short = period_s is not None and period_s < MINUTE_S / 2
             self._guess = level.limit / (period_s if period_s and period_s > 10 * MINUTE_S else MINUTE_S)
-        if level.reset_s is not None:
+        if level.reset_s is not None and not _is_coarse(level.reset_s):
             self._add(level.remaining, level.reset_s)
 
     def _add(self, remaining: float, reset_s: float) -> None:
@@ -80,6 +80,11 @@ def _period_s(level: Level) -> float | None:
     return None
 
 
+def _is_coarse(reset_s: float) -> bool:
+    """Azure tells whole seconds, rounded up."""
+    return reset_s < 20 and reset_s == int(reset_s)
+
+
 class Steered:
     """Amounts are requests, or tokens; `unit`: what one request takes of them."""
 
@@ -87,7 +92,7 @@ class Steered:
         self.unit = unit
         self.share = FIRST_SHARE
         self.refill = Refill()
-        self.capacity = 0.0
+        self.capacity = self._most_left = self._full = 0.0
         self.spent = 0.0  # by us, ever
         self._level, self._level_at_s = 0.0, now_s
         self._read_of_s = -math.inf  # when the request was sent that brought the last reading
@@ -122,11 +127,13 @@ class Steered:
 
     def _size(self, level: Level) -> None:
         """What the bucket holds: the most that was ever left, or what a reset means."""
-        holds = level.remaining + self.unit
+        self._most_left = max(self._most_left, level.remaining + self.unit)
         if level.reset_s and self.refill.rate:
-            rounded = 1.0 if level.reset_s == int(level.reset_s) else 0.0  # up, by some
-            holds = max(holds, level.remaining + (level.reset_s - rounded) * self.refill.rate)
-        self.capacity = max(self.capacity, min(holds, level.limit or holds))
+            rounded_s = 1.0 if _is_coarse(level.reset_s) else 0.0
+            full = level.remaining + (level.reset_s - rounded_s) * self.refill.rate
+            self._full += (full - self._full) * (0.1 if self._full else 1.0)
+        holds = max(self._most_left, self._full)
+        self.capacity = min(holds, level.limit or holds)
 
     def level(self, now_s: float) -> float:
         """By our estimate."""
@@ -168,8 +175,8 @@ class Steered:
 
     @property
     def is_timely(self) -> bool:
-        """Whether levels come before the bucket can have emptied: with long answers that are not streamed they do not."""
-        return self._latency_s * (self.refill.rate or 0.0) < self.capacity
+        """Whether levels come before the bucket can have half emptied: with long answers that are not streamed they do not."""
+        return self._latency_s * (self.refill.rate or 0.0) < self.capacity / 2
 
     def is_low(self, now_s: float) -> bool:
         """Whether a refusal now is what the level would have led to expect."""
