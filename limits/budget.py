@@ -65,6 +65,8 @@ class Budget:
 
     def room(self, now_s: float) -> int:
         """How many requests of the usual size may be sent now."""
+        if self._is_free(now_s):
+            return UNLIMITED
         if self._wait_s(self._usual_tokens, now_s) > 0:
             return 0
         if self._probing:
@@ -87,7 +89,14 @@ class Budget:
         """How long the pause after a refusal still takes; 0: there is none."""
         return max(0.0, self._paused_until_s - now_s)
 
+    def _is_free(self, now_s: float) -> bool:
+        """Nothing is known of any limit."""
+        known = self._ramps or self._probing or self._requests or self._tokens or self._set or self._guessed.is_active
+        return not known and now_s >= self._paused_until_s
+
     def _wait_s(self, tokens: float, now_s: float) -> float:
+        if self._is_free(now_s):
+            return 0.0
         if now_s < self._paused_until_s:
             return self._paused_until_s - now_s
         if self._probing:
@@ -106,7 +115,8 @@ class Budget:
         if not self._count:
             return 1.0
         doublings = (now_s - self._first_s) / RAMP_S
-        return math.inf if doublings > RAMP_DOUBLINGS else math.pow(2.0, doublings) - self._count
+        self._ramps = doublings <= RAMP_DOUBLINGS
+        return math.pow(2.0, doublings) - self._count if self._ramps else math.inf
 
     # what happened
 

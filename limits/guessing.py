@@ -45,6 +45,10 @@ class Guessed:
         self._refused_pace = 0.0
         self._refused_at_s = self._stepped_at_s = self._hungry_at_s = -math.inf
 
+    @property
+    def is_active(self) -> bool:
+        return self._pacer is not None
+
     def refused(self, served_per_s: float, now_s: float, known: float | None = None) -> None:
         """`served_per_s`: how much was granted to us lately; `known`: to all nodes, where the upstream says that."""
         settled = now_s - self._refused_at_s > SETTLED_S
