@@ -206,6 +206,11 @@ class Settings:
     request_ttl_s: float = variable(
         300.0, _seconds, "a request older than this, from its first publish, is refused rather than computed"
     )
+    rate_limit_rpm: int = variable(
+        0, _whole(1, 100_000_000), "requests a minute that this node may send to the API, where the API does not tell by itself",
+        shown_default="what x-ratelimit-* headers and 429s tell",
+    )
+    rate_limit_tpm: int = variable(0, _whole(1, 100_000_000), "tokens a minute, likewise", shown_default="likewise")
     max_attempts: int = variable(3, _whole(1, 100), "how often a request is tried before it is answered with the error")
     child_memory_limit_mb: int = variable(
         1024, _whole(64, 1 << 20), "a backend child over this, its model server not counted, ends what it has and is replaced"

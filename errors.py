@@ -327,13 +327,13 @@ def _bucket_wait_s(headers: dict[str, str]) -> float | None:
     """Of the buckets that are empty. A reset says when a bucket is full again: a tenth of it brings a tenth back."""
     waits = []
     for what in ("requests", "tokens"):
-        reset_s = _go_duration_s(headers.get(f"x-ratelimit-reset-{what}", ""))
+        reset_s = go_duration_s(headers.get(f"x-ratelimit-reset-{what}", ""))
         if reset_s and headers.get(f"x-ratelimit-remaining-{what}") == "0":
             waits.append(reset_s / 10)
     return max(waits, default=None)
 
 
-def _go_duration_s(value: str) -> float | None:
+def go_duration_s(value: str) -> float | None:
     """`1s`, `6m0s`, `12ms`, and Azure's bare seconds."""
     if not re.fullmatch(r"(?:[0-9]{1,9}(?:\.[0-9]{1,9})?(?:ms|h|m|s))+|[0-9]{1,9}", value):
         return None

@@ -79,7 +79,7 @@ class Transport:
             with used_by(run):
                 connection = self._pool._get_conn()
                 connection.timeout = self._connect_timeout_s
-                if connection.sock is None:
+                if not connection.is_connected:
                     connection.connect()
             self._pool._put_conn(connection)
         except (HTTPError, OSError) as error:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +18,8 @@ from backends.late import LateDeliveries, undeliverable, unwanted
 from backends.transport import UpstreamFailed
 from errors import Scope, error_object, verdict
 from ipc.channel import ChannelBroken
-from ipc.messages import Begun, Computed, End, FromChild, Outcome, Refuse, Task
+from ipc.messages import Begun, Computed, End, FromChild, Outcome, Rates, Refuse, Task
+from limits.headers import levels
 
 if TYPE_CHECKING:
     from config import Settings
@@ -77,7 +78,13 @@ class Worker:
         if outcome is not None:
             self._report(outcome, piece)
 
+    def _pass_on_rates(self, number: int, headers: Mapping[str, str]) -> None:
+        requests, tokens = levels(headers)
+        if requests is not None or tokens is not None:
+            self._send(Rates(number, requests, tokens))
+
     def _computed(self, task: Task, piece: _Piece) -> Outcome | None:
+        piece.account.on_head = lambda headers: self._pass_on_rates(task.number, headers)
         try:
             way = self._way(piece)
             self._backend.answer(Call(task.data, task.stream, task.deadline_at_s, piece.run), way, piece.account)

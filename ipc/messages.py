@@ -88,6 +88,22 @@ class Computed(msgspec.Struct, frozen=True, tag="computed"):
     number: int
 
 
+class Level(msgspec.Struct, frozen=True):
+    """One bucket of the upstream's rate limit, as its headers tell it. `reset_s`: until it is full again."""
+
+    remaining: float
+    limit: float | None = None
+    reset_s: float | None = None
+
+
+class Rates(msgspec.Struct, frozen=True, tag="rates"):
+    """Child → supervisor, when the head of the upstream's answer came with any: an answer may take minutes to its end."""
+
+    number: int
+    requests: Level | None
+    tokens: Level | None
+
+
 End = Literal[
     "answered",  # the requester has its result
     "failed",  # the requester has an error object
@@ -131,4 +147,4 @@ class Probed(msgspec.Struct, frozen=True, tag="probed"):
 
 
 ToChild = Task | Refuse | Lease | Probe | Stop
-FromChild = Ready | Alive | Unusable | Begun | Computed | Probed | Outcome
+FromChild = Ready | Alive | Unusable | Begun | Computed | Probed | Rates | Outcome

@@ -15,13 +15,14 @@ from typing import TYPE_CHECKING
 from loguru import logger
 
 from errors import ExitCode
-from ipc.messages import Begun, Computed, FromChild, Outcome, Probed, Ready, Stop, Unusable
+from ipc.messages import Begun, Computed, FromChild, Outcome, Probed, Rates, Ready, Stop, Unusable
 from messaging.client import close_in_time, leave
 from messaging.consumer import Consumer, Notice, ReceivingFailed
 from messaging.handshake import QueueTrouble
 from messaging.publisher import Publish, Publisher
 from reporting.events import Events
 from supervision.children import LONGEST_PAUSE_S, Child, Crew, Dead
+from supervision.dispatch import Dispatcher
 from supervision.embedded import with_broker
 from supervision.journal import Journal
 from supervision.ledger import Line
@@ -31,14 +32,12 @@ from supervision.requests import Pushback, Requests
 from supervision.roles import BROKER, GATEWAY, backend_role, child_count, roles
 from supervision.status import Status
 from supervision.trouble import QueueTroubles, Spell, UpstreamTrouble, as_reason
+from supervision.upstream import Upstream
 
 if TYPE_CHECKING:
     from config import Settings
 
 TICK_S = 0.5
-FIRST_THROTTLE_S = 1.0
-LONGEST_THROTTLE_S = 30.0
-MOST_DOUBLINGS = 10
 MOST_UNCONFIRMED = 1000  # ends that the queue has not taken: more would only be answered twice after a crash
 PROBE_EACH_S = 5.0  # while closed: is the oldest request past its time?
 PROBE_DELAY_S = 1.0
@@ -85,6 +84,8 @@ class Node:
         journal = Journal(Path(settings.state_dir) if settings.state_dir else None)
         self._requests = Requests(settings, self._publish, self._consumer.acknowledge, dice, journal)
         self._limit = LocalLimit(settings)
+        self._upstream = Upstream(settings, dice)
+        self._dispatcher = Dispatcher(self._crew, self._requests, self._upstream)
         self._status = Status(settings)
         self._events = Events(settings)
         self._queue_troubles = QueueTroubles(self._events)
@@ -93,9 +94,6 @@ class Node:
         self._trouble = UpstreamTrouble(settings, self._events, dice, time.monotonic(), checks_start=checks_start)
         self._next_probe_s = time.monotonic() + PROBE_EACH_S
         self._is_looping = False
-        self._reserved: int | None = None  # a child that is to have nothing else, for a request that runs alone
-        self._paused_until_s = 0.0
-        self._throttles = 0
         self._drain_until_s: float | None = None
         self._cut_off = False
         self._exit_code = ExitCode.OK
@@ -118,7 +116,7 @@ class Node:
                 self._probe()
                 self._receive()
                 self._limit.adjust(self._crew.backends(), self._requests.ledger.in_hand())
-                self._dispatch()
+                self._dispatcher.run()
                 self._retire()
                 self._ask_for_more()
                 self._status.tell(self._why_not_ready())
@@ -140,6 +138,8 @@ class Node:
         timeout_s = TICK_S
         if (next_start_s := self._crew.next_start_s()) is not None:
             timeout_s = min(timeout_s, max(0.0, next_start_s - time.monotonic()))
+        if (next_change_s := self._upstream.next_change_s()) > 0:
+            timeout_s = min(timeout_s, next_change_s)
         self._selector.select(timeout_s)
 
     def _read_mail(self) -> None:
@@ -175,8 +175,7 @@ class Node:
         words = f"; {aboard} requests were aboard" if dead.child.role.capacity else ""
         level = "INFO" if expected else "DEBUG" if self._is_looping else "WARNING"
         logger.log(level, "{} ended: {}{}", dead.child.role.name, dead.cause, words)
-        if dead.child.number == self._reserved:
-            self._reserved = None
+        self._dispatcher.died(dead.child)
         if self._crew.is_in_crash_loop() and not self._is_looping:
             self._is_looping = True
             words = "the backends end again and again: nothing is received until one stays. Tried again each {:g} s at most. The last: {}"
@@ -199,6 +198,7 @@ class Node:
             self._crew.send(able[0], probe)
         self._queue_troubles.look(now_s)
         self._retries.look(now_s)
+        self._upstream.look()
 
     def _receive(self) -> None:
         for received in self._consumer.take():
@@ -211,51 +211,6 @@ class Node:
             self._requests.refuse_waiting(self._trouble.error)
         elif self._is_closed() and self._requests.give_back_waiting(PROBE_DELAY_S):
             self._next_probe_s = time.monotonic() + PROBE_EACH_S  # the oldest has time left; another node may serve it
-
-    def _dispatch(self) -> None:
-        self._dispatch_refusals()
-        self._dispatch_alone()
-        self._dispatch_tasks()
-
-    def _dispatch_refusals(self) -> None:
-        """To any child that listens, whatever it has to do: a refusal needs no model."""
-        ledger = self._requests.ledger
-        able = [child for child in self._crew.backends() if child.can_be_told]
-        while able and (entry := self._requests.next_for_child(Line.REFUSAL)) is not None:
-            child = min(able, key=lambda c: ledger.load(c.number) - c.capacity)
-            self._crew.send(child, self._requests.board(entry, child.number))
-
-    def _dispatch_alone(self) -> None:
-        """To a spare, or else to a child that has got nothing more until it was empty."""
-        while (entry := self._requests.next_for_child(Line.ALONE)) is not None:
-            child = self._empty_child()
-            if child is None:
-                return
-            logger.info("request {} runs alone: {}", entry.request_id, entry.job.history.last_error)
-            self._reserved, child.may_die = None, True
-            self._crew.send(child, self._requests.board(entry, child.number))
-
-    def _empty_child(self) -> Child | None:
-        ledger = self._requests.ledger
-        able = [child for child in self._crew.backends() if child.is_usable]
-        empty = [child for child in able if not ledger.aboard(child.number)]
-        if not empty and self._reserved is None and able:
-            self._reserved = min(able, key=lambda c: len(ledger.aboard(c.number))).number
-        return min(empty, key=lambda c: (c.at_work, c.number != self._reserved), default=None)
-
-    def _dispatch_tasks(self) -> None:
-        """To the child with the most room."""
-        ledger = self._requests.ledger
-        able = [child for child in self._crew.backends() if child.capacity and not self._is_set_apart(child)]
-        while able and (entry := self._requests.next_for_child(Line.TASK)) is not None:
-            child = max(able, key=lambda c: c.capacity - ledger.load(c.number))
-            if ledger.load(child.number) >= child.capacity:
-                return
-            self._crew.send(child, self._requests.board(entry, child.number))
-            able = [child for child in able if child.capacity]
-
-    def _is_set_apart(self, child: Child) -> bool:
-        return child.number == self._reserved or self._requests.ledger.is_quarantined(child.number)
 
     def _retire(self) -> None:
         """Who is to be replaced ends once nothing of it is open."""
@@ -279,12 +234,13 @@ class Node:
         if self._publisher.unconfirmed() > MOST_UNCONFIRMED:
             return 0
         limit = min(self._settings.max_process_num, self._crew.capacity(), self._limit.value)
-        return max(0, limit - self._requests.ledger.in_hand())
+        ledger = self._requests.ledger
+        return max(0, min(limit - ledger.in_hand(), self._upstream.room() - ledger.count_in(Line.TASK)))
 
     def _is_closed(self) -> bool:
         """Nothing can be started for now; only what has expired is still received, to be refused in time."""
         in_trouble = self._trouble.is_starting or (self._trouble.error is not None and self._holds())
-        return in_trouble or time.monotonic() < self._paused_until_s or not self._crew.capacity()
+        return in_trouble or self._upstream.is_paused() or not self._crew.capacity()
 
     def _why_not_ready(self) -> str:
         """"" while the node takes requests."""
@@ -315,13 +271,14 @@ class Node:
 
     def _hear(self, child: Child, message: FromChild) -> None:
         if isinstance(message, Outcome):
+            self._upstream.ended(message)
             pushback = self._requests.ended(message)
             if pushback is not None:
                 self._on_pushback(pushback)
             elif message.end == "retry":
                 self._retries.meet(str((message.error or {}).get("message")), time.monotonic())
             elif message.end == "answered":
-                self._throttles, child.has_served = 0, True
+                child.has_served = True
             child.may_die = self._requests.ledger.is_quarantined(child.number)
         elif isinstance(message, Begun):
             self._requests.begun(message.number)
@@ -330,6 +287,8 @@ class Node:
         elif isinstance(message, Probed):
             self._trouble.heard(message, time.monotonic())
             self._stop_if_hopeless()
+        elif isinstance(message, Rates):
+            self._upstream.told(message)
         elif isinstance(message, Ready):
             room = f", {message.slots} slots" if message.slots else ""
             logger.info("{} is ready after {:.1f} s{}", child.role.name, time.monotonic() - child.born_s, room)
@@ -346,8 +305,8 @@ class Node:
 
     def _on_pushback(self, pushback: Pushback) -> None:
         if pushback.reason is None:
-            self._pause(pushback.wait_s or self._throttle_s(), str(pushback.error.get("message")))
-        elif pushback.confirm:
+            return  # it wants less: the upstream's budget has heard of it
+        if pushback.confirm:
             self._trouble.doubt(time.monotonic())
         else:
             self._trouble.meet(as_reason(pushback.reason), pushback.error, time.monotonic(), pushback.wait_s)
@@ -363,21 +322,8 @@ class Node:
         if not self._settings.kubernetes_service_host:
             self._stop_for_good()
 
-    def _throttle_s(self) -> float:
-        """Twice as long after each pause that helped nobody; what was in flight together counts once."""
-        if time.monotonic() > self._paused_until_s:
-            self._throttles = min(self._throttles + 1, MOST_DOUBLINGS)
-        return min(FIRST_THROTTLE_S * 2.0 ** (self._throttles - 1), LONGEST_THROTTLE_S)
-
     def _holds(self) -> bool:
         return self._settings.on_trouble == "hold"
-
-    def _pause(self, wait_s: float, why: str) -> None:
-        until_s = time.monotonic() + wait_s
-        if until_s > self._paused_until_s:
-            if time.monotonic() > self._paused_until_s:
-                logger.warning("receiving pauses for {:.1f} s: {}", wait_s, why)
-            self._paused_until_s = until_s
 
     def _on_queue_trouble(self, trouble: QueueTrouble) -> None:
         self._queue_troubles.meet(trouble.message, trouble.refused, time.monotonic())

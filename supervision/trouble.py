@@ -15,7 +15,8 @@ from loguru import logger
 
 from errors import ErrorObject
 from ipc.messages import Probe, Probed
-from reporting.events import Events, Reason
+from reporting.eventbody import Reason
+from reporting.events import Events
 
 if TYPE_CHECKING:
     from config import Settings
@@ -36,6 +37,7 @@ _WHAT_TO_CHANGE: dict[str, str] = {
 class _Open:
     reason: Reason
     error: ErrorObject
+    message: str
     since_s: float
     met: int = 1  # by requests and probes
     probes: int = 0
@@ -81,8 +83,8 @@ class UpstreamTrouble:
             self._open.met += 1
             return
         self._starting_since_s, self._doubts = None, False
-        self._open = _Open(reason, error, now_s)
-        message = f"{error['message']} To do: {_WHAT_TO_CHANGE[reason].format(url=self._settings.api_url)}."
+        message = f"{error['message']} To do: {_WHAT_TO_CHANGE.get(reason, "see the log of {url}").format(url=self._settings.api_url)}."
+        self._open = _Open(reason, error, message, now_s)
         logger.error("{}: {}", reason, message)
         self._events.warn(reason, message)
         self._set_next(now_s, wait_s)
@@ -109,13 +111,19 @@ class UpstreamTrouble:
         if probed.error is None:
             self._on_success(now_s)
         elif probed.reason is not None:
-            self._doubts = False
-            self.meet(as_reason(probed.reason), probed.error, now_s)
-            self._set_next(now_s)
+            self._on_found(as_reason(probed.reason), probed.error, now_s)
         elif self.is_starting:
             self._on_unreached(probed.error, now_s)
         else:  # it says nothing about the trouble
             self._set_next(now_s)
+
+    def _on_found(self, reason: Reason, error: ErrorObject, now_s: float) -> None:
+        """Reported with each look: whoever reads Events may have changed something since, and thinks that it is well now."""
+        self._doubts = False
+        if self._open is not None and self._open.reason == reason:
+            self._events.warn(reason, self._open.message)
+        self.meet(reason, error, now_s)
+        self._set_next(now_s)
 
     def _on_success(self, now_s: float) -> None:
         if self._doubts:

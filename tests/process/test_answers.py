@@ -78,7 +78,7 @@ def test_a_process_that_was_stopped_reads_its_pongs_before_it_judges(requester: 
     used.ping()
     wait_until(used._has_come, within_s=10, what="the pong")
     clock = time.monotonic
-    monkeypatch.setattr(websocket.time, "monotonic", lambda: clock() + 60)
+    monkeypatch.setattr(time, "monotonic", lambda: clock() + 60)
     with used._lock:
         SocketPool._look_at(used, gone.append)
     SocketPool._look_at(used, gone.append)
