@@ -83,7 +83,8 @@ class UpstreamTrouble:
             self._open.met += 1
             return
         self._starting_since_s, self._doubts = None, False
-        message = f"{error['message']} To do: {_WHAT_TO_CHANGE.get(reason, "see the log of {url}").format(url=self._settings.api_url)}."
+        to_do = _WHAT_TO_CHANGE.get(reason, "see the log of the node, and of {url}").format(url=self._settings.api_url)
+        message = f"{error['message']} To do: {to_do}."
         self._open = _Open(reason, error, message, now_s)
         logger.error("{}: {}", reason, message)
         self._events.warn(reason, message)

@@ -70,6 +70,7 @@ GOOD: list[tuple[str, str, Any]] = [
     ("BOOT_TIMEOUT_S", "60", 60), ("CONNECT_TIMEOUT_S", "0.5", 0.5), ("FIRST_TOKEN_TIMEOUT_S", "500ms", 0.5),
     ("READ_TIMEOUT_S", "1.5s", 1.5), ("REQUEST_TTL_S", "10", 10), ("MAX_ATTEMPTS", "1", 1), ("DRAIN_TIMEOUT_S", "20", 20),
     ("ON_TROUBLE", "answer", "answer"), ("CHILD_MEMORY_LIMIT_MB", "512", 512), ("STATUS_PORT", "9090", 9090),
+    ("RECHECK_S", "5m", 300), ("KUBERNETES_SERVICE_HOST", "10.0.0.1", "10.0.0.1"),
     ("RATE_LIMIT_RPM", "600", 600), ("RATE_LIMIT_TPM", "90000", 90000),
 ]  # fmt: skip
 
@@ -111,6 +112,7 @@ BAD: dict[str, list[str]] = {
     "REQUEST_TTL_S": DURATION,
     "MAX_ATTEMPTS": [*WHOLE, "101"],
     "DRAIN_TIMEOUT_S": DURATION,
+    "RECHECK_S": DURATION,
     "CHILD_MEMORY_LIMIT_MB": [*WHOLE, "63"],
     "STATUS_PORT": [*WHOLE, "65536"],
     "RATE_LIMIT_RPM": WHOLE,
@@ -118,7 +120,7 @@ BAD: dict[str, list[str]] = {
     "ON_TROUBLE": ["x"],
     "CA_BUNDLE": ["/nowhere"],
 }
-FREE = {"UPSTREAM_MODEL", "AIMODEL_NAME", "AIMODEL_NAMESPACE", "MODEL_COMMAND"}
+FREE = {"UPSTREAM_MODEL", "AIMODEL_NAME", "AIMODEL_NAMESPACE", "MODEL_COMMAND", "KUBERNETES_SERVICE_HOST"}
 
 
 def test_every_variable_has_its_good_and_bad_values() -> None:
