@@ -69,7 +69,7 @@ def test_a_key_that_expires_ends_the_node_and_costs_no_request(scene: Scene) -> 
     scene.upstream.everybody("")
     with scene.node():
         assert all("choices" in found for found in scene.results(held))
-    records = scene.topics.records_of(set(held), 20)
+        records = scene.topics.records_of(set(held), 20)
     assert {record["attempt"] for record in records} == {1} and KEY not in str(records)
 
 
@@ -95,7 +95,7 @@ def test_out_of_quota_nothing_is_asked_but_a_probe_until_money_comes(scene: Scen
         scene.upstream.everybody("")
         assert all("choices" in found for found in scene.results(held))
         assert node.wait_log("the node works again").count("APIQuotaExceededError:") == 1
-    assert {record["attempt"] for record in scene.topics.records_of(set(held), 20)} == {1}
+        assert {record["attempt"] for record in scene.topics.records_of(set(held), 20)} == {1}
 
 
 @pytest.mark.parametrize("odd", ["err-401-unknown", "err-403-unknown"])
@@ -135,4 +135,4 @@ def test_an_upstream_that_comes_later_than_the_node_costs_no_attempt(scene: Scen
         scene.upstream.start()
         assert all("choices" in found for found in scene.results(waiting))
         node.wait_log("the upstream was reached")
-    assert {record["attempt"] for record in scene.topics.records_of(set(waiting), 20)} == {1}
+        assert {record["attempt"] for record in scene.topics.records_of(set(waiting), 20)} == {1}
