@@ -45,7 +45,7 @@ ENDING_WITHIN_S = 1.5  # after the drain's deadline, for refusals and confirmati
 CHILDREN_END_WITHIN_S = 5.0
 GATEWAY_ENDS_WITHIN_S = 3.5  # past the drain's deadline, for the errors to those that still wait
 QUEUE_CLOSES_WITHIN_S = 3.0
-EVENTS_WITHIN_S = 3.0
+EVENTS_WITHIN_S, LAST_EVENT_WITHIN_S = 2.0, 10.0  # the second where the node ends for what the Event tells
 
 
 @dataclass(frozen=True)
@@ -372,7 +372,7 @@ class Node:
         self._publisher.close()
         close_in_time(self._consumer.close, QUEUE_CLOSES_WITHIN_S)
         self._crew.stop(self._crew.in_role(BROKER), CHILDREN_END_WITHIN_S)
-        self._events.close(EVENTS_WITHIN_S)
+        self._events.close(LAST_EVENT_WITHIN_S if self._exit_code is ExitCode.CONFIGURATION else EVENTS_WITHIN_S)
         if len(self._requests.ledger):
             logger.warning("{} requests were not confirmed by the queue; it will give them to others", len(self._requests.ledger))
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
 from errors import ExitCode
 from tests.real.brokers import Broker
+from tests.real.kubernetes_api import KubernetesApi, serving
 from tests.real.node import NodeProcess
 from tests.real.processes import wait_until
 from tests.real.requester import Requester
@@ -57,20 +59,30 @@ def scene(pulsar: Broker) -> Iterator[Scene]:
         yield Scene(pulsar, model, topics, requester, upstream)
 
 
-def test_a_key_that_expires_ends_the_node_and_costs_no_request(scene: Scene) -> None:
-    with scene.node() as node:
-        assert all("choices" in found for found in scene.results(scene.ask(count=10)))
-        scene.upstream.everybody("err-401")
-        held = scene.ask(count=20)
-        assert node.wait(30) == ExitCode.CONFIGURATION
-        log = node.log()
-    assert log.count("AuthenticationError") == 1 and "API_KEY" in log and KEY not in log
-    assert not any(map(scene.requester.posts, held)), "they belong to other nodes"
-    scene.upstream.everybody("")
-    with scene.node():
-        assert all("choices" in found for found in scene.results(held))
-        records = scene.topics.records_of(set(held), 20)
-    assert {record["attempt"] for record in records} == {1} and KEY not in str(records)
+def test_a_key_that_expires_ends_the_node_and_costs_no_request(scene: Scene, tmp_path: Path) -> None:
+    """One Event, everything given back, exit 78; and the key is nowhere to be read."""
+    with serving(KubernetesApi(0)) as api:
+        seen_of = {"KUBECONFIG": str(api.kubeconfig(tmp_path)), "AIMODEL_NAME": "llama", "AIMODEL_NAMESPACE": "models", "DEBUG": "true"}
+        with scene.node(**seen_of) as node:
+            assert all("choices" in found for found in scene.results(scene.ask(count=10)))
+            assert not any(KEY in " ".join(process.cmdline()) for process in node.tree())
+            scene.upstream.everybody("err-401")
+            held = scene.ask(count=20)
+            assert node.wait(30) == ExitCode.CONFIGURATION
+            log = node.log()
+        (event,) = api.added()
+        assert (event["reason"], event["type"], event["count"]) == ("AuthenticationError", "Warning", 1)
+        assert "Incorrect API key" in event["message"] and "API_KEY" in event["message"]
+        assert log.count("AuthenticationError:") == 1 and "API_KEY" in log
+        assert not any(map(scene.requester.posts, held)), "they belong to other nodes"
+        scene.upstream.everybody("")
+        with scene.node(**seen_of) as other:
+            assert all("choices" in found for found in scene.results(held))
+            records = scene.topics.records_of(set(held), 20)
+            log += other.log()
+        assert {record["attempt"] for record in records} == {1}
+    answers = [scene.requester.posts(request_id)[0].text.decode() for request_id in held]
+    assert not any(KEY in where for where in [log, str(records), str(api.asked), *answers])
 
 
 def test_in_a_cluster_the_node_stays_not_ready_and_recovers(scene: Scene) -> None:
