@@ -110,7 +110,7 @@ def error_object(message: str, type_: str, code: str | int | None = None, param:
 
 _QUOTA = re.compile(
     r"insufficient_quota|credit_balance_exhausted|spend_limit_exceeded|organization_usage_limit_exceeded"
-    r"|billing_not_active|billing_hard_limit_reached|insufficient.balance|\bcredit_limit\b|\bout of call volume quota"
+    r"|billing_not_active|billing_hard_limit_reached|insufficient.balance|\bcredit_limit\b"
 )
 _TOO_LARGE = re.compile(r"request too large|\blimit \d[\d,]*, requested \d", re.IGNORECASE)
 _THROTTLE = {"rate_limit_exceeded", "slow_down", "tokens", "requests", "rate_limit_error", "rate_limit", "ratelimitreached"}
@@ -126,10 +126,11 @@ _NOT_SERVED = {
     "model_permission_blocked_project", "model_permission_blocked_org",
 }  # fmt: skip
 # Words count from their beginning only: further on, vendors quote what the requester sent.
+_NO_MONEY_WORDS = re.compile(r"out of call volume quota", re.IGNORECASE)
 _KEY_REFUSED_WORDS = re.compile(r"unauthorized: invalid api key|access denied due to (?:invalid subscription key|virtual network)", re.I)
 _NOT_SERVED_WORDS = re.compile(
     r"the model `[^`]*` does not exist|model not exist$|model [\"'][^\"']*[\"'] not found"
-    r"|the api deployment for this resource does not exist|invalid url \(|resource not found$",
+    r"|the api deployment for this resource does not exist|invalid url \(",
     re.IGNORECASE,
 )
 _RETRY_STATUS = {408, 409}  # and all from 500 on but 501
@@ -200,15 +201,14 @@ def _judge(status: int | None, names: set[str], words: str) -> tuple[Scope, str 
 
 
 def _is_out_of_money(status: int | None, names: set[str], words: str) -> bool:
-    said = status in (403, 429) and _QUOTA.search(words.lower())
+    said = (status == 429 and _QUOTA.search(words.lower())) or (status == 403 and _NO_MONEY_WORDS.match(words))
     return status == 402 or bool(said) or any(_QUOTA.search(name) for name in names)
 
 
 def _is_not_served(status: int | None, names: set[str], words: str) -> bool:
     """The model's name and the path come from the node's own configuration."""
-    return status in (400, 403, 404, None) and bool(
-        names & _NOT_SERVED or (status in (400, 404) and _NOT_SERVED_WORDS.match(words))
-    )
+    said = status in (400, 404) and _NOT_SERVED_WORDS.match(words)
+    return bool(said) or (status in (400, 403, 404, None) and bool(names & _NOT_SERVED))
 
 
 def _by_status(status: int | None, names: set[str]) -> Scope:

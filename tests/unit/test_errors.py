@@ -177,9 +177,9 @@ def test_a_refusal_that_is_not_understood_is_confirmed_first(status: int, body: 
     assert (judged.scope, judged.reason, judged.confirm) == (Scope.NODE, AUTHENTICATION, True)
 
 
-@pytest.mark.parametrize("status", [400, 404])
+@pytest.mark.parametrize("status", [400, 403, 404])
 def test_words_that_quote_the_request_do_not_stop_the_node(status: int) -> None:
-    for words in ("the model `x` does not exist", "Model Not Exist", "Resource not found", "Unauthorized: Invalid API Key", "credit_limit"):
+    for words in ("the model `x` does not exist", "Model Not Exist", "Unauthorized: Invalid API Key", "insufficient_quota"):
         assert http(status, openai(f"Invalid value: '{words}'", "invalid_request_error")).scope is Scope.REQUEST
 
 

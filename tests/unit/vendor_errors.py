@@ -120,7 +120,7 @@ AZURE = [
     Row("Azure", 404, "deployment", {"error": {"code": "DeploymentNotFound", "message": "The API deployment for this resource does not exist. If "
                                                "you created the deployment within the last 5 minutes, please wait a moment and try again."}},
         NODE, 404, CONFIGURATION),
-    Row("Azure", 404, "path", {"error": {"code": "404", "message": "Resource not found"}}, NODE, 404, CONFIGURATION),
+    Row("Azure", 404, "path", {"error": {"code": "404", "message": "Resource not found"}}, REQUEST, 404),
     Row("Azure", 408, "timeout", {"error": {"code": "Timeout", "message": "The operation was timeout."}}, RETRY, 504),
     Row("Azure", 429, "rate", {"error": {"code": "429", "message": "Requests to the ChatCompletions_Create Operation under Azure OpenAI API "
                                          "version 2024-10-21 have exceeded token rate limit of your current OpenAI S0 pricing tier. Please retry "
