@@ -1,4 +1,7 @@
-"""Usage records: one for each request that ended, for billing. Pure: from what is known to the bytes to publish."""
+"""Usage records: one for each request that ended, for billing. Pure: from what is known to the bytes to publish.
+
+`python -m reporting.usage` reads them again and prints their sums (reporting/reader.py).
+"""
 
 from __future__ import annotations
 
@@ -133,3 +136,9 @@ def _clean(value: Any, secrets: tuple[str, ...]) -> Any:
 def _between(start: float | None, end: float | None) -> float | None:
     """Never below 0: the publisher's clock may be ahead of ours."""
     return None if start is None or end is None else max(0.0, round(end - start, 3))
+
+
+if __name__ == "__main__":
+    from reporting.reader import main  # it needs Pulsar's client, which those who only build records do not
+
+    main()
