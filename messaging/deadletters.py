@@ -18,12 +18,11 @@ from typing import TYPE_CHECKING, Any
 
 import pulsar
 
-import config
-from errors import ExitCode, redact
-from messaging.client import leave, open_client
-from messaging.handshake import find_trouble
+from errors import redact
+from messaging.client import leave
 from messaging.line import properties_of
 from messaging.redelivery import ANSWER, RETRIED, History, read_history, renewed
+from messaging.tool import Failure, connected, exit_code_of
 from messaging.topics import DEAD_LETTER_SUBSCRIPTION, dead_letter_topic, request_topic
 
 if TYPE_CHECKING:
@@ -42,14 +41,6 @@ CA_BUNDLE. For a node that runs all in one, its own broker included, set PULSAR_
 _RETRY = """publish them to the model's topic again, as new requests: attempt 1, all of REQUEST_TTL_S. A dead letter is acknowledged once
 that is confirmed: if this is killed in between nothing is lost, and at worst it is published twice. The answer goes where the
 request says; a requester that has left gets none."""
-
-
-class Failure(Exception):
-    """What to say, in a line, and the exit code."""
-
-    def __init__(self, message: str, code: ExitCode = ExitCode.CRASHED) -> None:
-        super().__init__(message)
-        self.code = code
 
 
 @dataclass(frozen=True)
@@ -249,38 +240,14 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     return options
 
 
-def run(settings: Settings, options: argparse.Namespace) -> None:
-    """Raises Failure and pulsar.PulsarException."""
-    if not settings.pulsar_url:
-        words = "PULSAR_URL should be set, as for the node: pulsar://host:6650; for one with its own broker pulsar://127.0.0.1:6650"
-        raise Failure(f"configuration: {words}", ExitCode.CONFIGURATION)
-    if trouble := find_trouble(settings):
-        raise Failure(trouble.message, ExitCode.CONFIGURATION if trouble.refused else ExitCode.CRASHED)
-    client = open_client(settings)
-    try:
-        with contextlib.closing(DeadLetters(client, settings.model_name)) as dead:
-            options.run(dead, options)
-    finally:
-        client.close()
-
-
 def main(arguments: list[str]) -> int:
     options = parse(arguments)
-    try:
-        run(config.load(), options)
-        return ExitCode.OK
-    except config.ConfigurationMistakes as mistakes:
-        print("\n".join(f"configuration: {mistake}" for mistake in mistakes.mistakes), file=sys.stderr)
-        return ExitCode.CONFIGURATION
-    except pulsar.AuthorizationError as error:
-        print(f"Pulsar does not allow this token to use the topic: {error}", file=sys.stderr)
-        return ExitCode.CONFIGURATION
-    except pulsar.PulsarException as error:
-        print(f"Pulsar failed: {type(error).__name__}: {error}", file=sys.stderr)
-    except Failure as failure:
-        print(failure, file=sys.stderr)
-        return failure.code
-    return ExitCode.CRASHED
+
+    def run(settings: Settings) -> None:
+        with connected(settings) as client, contextlib.closing(DeadLetters(client, settings.model_name)) as dead:
+            options.run(dead, options)
+
+    return exit_code_of(run)
 
 
 if __name__ == "__main__":

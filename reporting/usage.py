@@ -1,4 +1,7 @@
-"""Usage records: one for each request that ended, for billing. Pure: from what is known to the bytes to publish."""
+"""Usage records: one for each request that ended, for billing. Pure: from what is known to the bytes to publish.
+
+`python -m reporting.usage` reads them again and prints their sums (reporting/reader.py).
+"""
 
 from __future__ import annotations
 
@@ -18,12 +21,23 @@ if TYPE_CHECKING:
 
 SCHEMA_VERSION = 1
 NODE_VERSION = "0.1.0"
+LONGEST_TEXT = 200  # of what others have said
+_STAGES = {
+    "queued": ("published", "received"),
+    "waited": ("received", "dispatched"),
+    "prepared": ("dispatched", "upstream_sent"),
+    "to_first_token": ("upstream_sent", "first_token"),
+    "generated": ("first_token", "last_token"),
+    "delivered": ("last_token", "answered"),
+    "total": ("received", "answered"),
+}
 _CLIENT_HEADERS = ("user-agent", "x-forwarded-for", "x-real-ip", "x-request-id")  # never Authorization or cookies
 
 
 @dataclass(frozen=True)
 class Ended:
-    """A request that ended. Times are UTC milliseconds. `known_as`: its id, or that of a dead letter's retry."""
+    """A request that ended. Times are UTC milliseconds. `known_as`: its id, or that of a dead letter's retry; `error`: why
+    it has no result, where it has none."""
 
     request_id: str
     known_as: str
@@ -34,6 +48,26 @@ class Ended:
     received_ms: float
     dispatched_ms: float | None
     outcome: Outcome
+    error: dict[str, Any] | None = None
+    dead_lettered: bool = False
+
+    @property
+    def timestamps_ms(self) -> dict[str, float | None]:
+        outcome = self.outcome
+        return {
+            "published": self.published_ms,
+            "received": self.received_ms,
+            "dispatched": self.dispatched_ms,
+            "upstream_sent": outcome.upstream_sent_ms,
+            "first_token": outcome.first_token_ms,
+            "last_token": outcome.last_token_ms,
+            "answered": outcome.answered_ms,
+        }
+
+    @property
+    def durations_ms(self) -> dict[str, float | None]:
+        at = self.timestamps_ms
+        return {name: _between(at[start], at[end]) for name, (start, end) in _STAGES.items()}
 
 
 def node_id() -> str:
@@ -41,10 +75,8 @@ def node_id() -> str:
 
 
 def record(ended: Ended, settings: Settings, node: str) -> bytes:
-    """The record as JSON; fields as docs/wire.md lists them."""
-    outcome = ended.outcome
-    error = outcome.error or {}
-    timestamps = _timestamps(ended)
+    """The record as JSON; its fields are those of docs/usage-record.schema.json."""
+    outcome, secrets = ended.outcome, settings.secrets
     body = {
         "request_id": ended.request_id,
         "usage": {
@@ -59,14 +91,15 @@ def record(ended: Ended, settings: Settings, node: str) -> bytes:
         "record_id": record_id(ended.known_as),
         "outcome": outcome.end,
         "attempt": ended.attempt,
-        "error": {"type": error.get("type"), "code": error.get("code")} if error else None,
+        "error": _names(ended.error, secrets),
+        "dead_lettered": ended.dead_lettered,
         "stream": ended.stream,
         "tokens_source": outcome.tokens_source,
-        "upstream_model": outcome.upstream_model,
+        "upstream_model": _clean(outcome.upstream_model, secrets),
         "node": {"id": node, "type": settings.node_type, "version": NODE_VERSION},
-        "client": client(ended.metadata),
-        "timestamps_ms": timestamps,
-        "durations_ms": _durations(timestamps),
+        "client": client(ended.metadata, secrets),
+        "timestamps_ms": ended.timestamps_ms,
+        "durations_ms": ended.durations_ms,
     }
     return msgspec.json.encode(body)
 
@@ -76,7 +109,7 @@ def record_id(known_as: str) -> str:
     return hashlib.sha256(f"workernode usage {known_as}".encode()).hexdigest()[:32]
 
 
-def client(metadata: dict[str, Any] | None) -> dict[str, str]:
+def client(metadata: dict[str, Any] | None, secrets: tuple[str, ...] = ()) -> dict[str, str]:
     """What the requester's headers say of it, as far as that is no secret."""
     headers = (metadata or {}).get("headers")
     if not isinstance(headers, dict):
@@ -86,35 +119,26 @@ def client(metadata: dict[str, Any] | None) -> dict[str, str]:
         if isinstance(name, str) and name.lower() in _CLIENT_HEADERS:
             first = values[0] if isinstance(values, list) and values else values
             if isinstance(first, str):
-                found[name.lower()] = redact(first[:200])
+                found[name.lower()] = _clean(first, secrets)
     return found
 
 
-def _timestamps(ended: Ended) -> dict[str, float | None]:
-    outcome = ended.outcome
-    return {
-        "published": ended.published_ms,
-        "received": ended.received_ms,
-        "dispatched": ended.dispatched_ms,
-        "upstream_sent": outcome.upstream_sent_ms,
-        "first_token": outcome.first_token_ms,
-        "last_token": outcome.last_token_ms,
-        "answered": outcome.answered_ms,
-    }
+def _names(error: dict[str, Any] | None, secrets: tuple[str, ...]) -> dict[str, Any] | None:
+    """What can be counted of an error; its message may hold anything."""
+    return {name: _clean(error.get(name), secrets) for name in ("type", "code")} if error else None
 
 
-def _durations(at: dict[str, float | None]) -> dict[str, float | None]:
-    stages = {
-        "queued": ("published", "received"),
-        "waited": ("received", "dispatched"),
-        "to_first_token": ("upstream_sent", "first_token"),
-        "generated": ("first_token", "last_token"),
-        "delivered": ("last_token", "answered"),
-        "total": ("received", "answered"),
-    }
-    return {name: _between(at[start], at[end]) for name, (start, end) in stages.items()}
+def _clean(value: Any, secrets: tuple[str, ...]) -> Any:
+    """Redacted first: half a key at the cut would be none to look at."""
+    return redact(value, secrets)[:LONGEST_TEXT] if isinstance(value, str) else value
 
 
 def _between(start: float | None, end: float | None) -> float | None:
     """Never below 0: the publisher's clock may be ahead of ours."""
     return None if start is None or end is None else max(0.0, round(end - start, 3))
+
+
+if __name__ == "__main__":
+    from reporting.reader import main  # it needs Pulsar's client, which those who only build records do not
+
+    main()

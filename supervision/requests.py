@@ -24,6 +24,7 @@ from messaging.line import Key, Received
 from messaging.publisher import Publish
 from messaging.redelivery import History
 from messaging.topics import DEAD_LETTER_SUBSCRIPTION, dead_letter_topic, request_topic
+from reporting.ends import log_end
 from reporting.usage import Ended, node_id, record
 from supervision.journal import Aboard, Journal
 from supervision.ledger import Admission, Entry, Ledger, Line, State
@@ -133,7 +134,7 @@ class Requests:
         else:
             entry.job.dead_letter = True
             self._note_error(entry.job, error)
-            self._finish(entry, Outcome(entry.number, "undeliverable", error))
+            self._finish(entry, Outcome(entry.number, "undeliverable", error, answered_ms=_now_ms()))
 
     # leaving for a child
 
@@ -300,12 +301,9 @@ class Requests:
         if job.dead_letter:
             publishes.append(self._dead_letter(job, outcome))
         if job.request.request_id:
-            ended = Ended(
-                job.request.request_id, entry.request_id or "", job.request.stream, job.request.metadata, job.history.attempt,
-                job.history.published_ms, job.received_ms, job.dispatched_ms, outcome,
-            )
+            ended = _ended(entry, outcome)
             publishes.append(Publish(self._settings.res_topic_name, record(ended, self._settings, self._node), batched=True))
-            _log_end(ended)
+            log_end(ended)
         self._settle(entry, publishes, answered=True)
 
     def _dead_letter(self, job: Job, outcome: Outcome) -> Publish:
@@ -340,12 +338,13 @@ class Requests:
         self.ledger.forget(entry)
 
 
-def _log_end(ended: Ended) -> None:
-    outcome = ended.outcome
-    took_ms = (outcome.answered_ms or _now_ms()) - ended.received_ms
-    logger.info(
-        "request {} {} in {:.0f} ms, attempt {}, {} + {} tokens{}", ended.request_id, outcome.end, took_ms, ended.attempt,
-        outcome.prompt_tokens, outcome.completion_tokens, f": {outcome.error.get('message')}" if outcome.error else "",
+def _ended(entry: Entry[Job], outcome: Outcome) -> Ended:
+    """Why it was given up says more than that its requester did not even take that."""
+    job = entry.job
+    error = outcome.error if outcome.end == "answered" else job.refusal or outcome.error
+    return Ended(
+        job.request.request_id, entry.request_id or "", job.request.stream, job.request.metadata, job.history.attempt,
+        job.history.published_ms, job.received_ms, job.dispatched_ms, outcome, error, job.dead_letter,
     )
 
 

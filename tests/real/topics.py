@@ -11,6 +11,7 @@ from typing import Any
 import pulsar
 
 from messaging.topics import dead_letter_topic, request_topic
+from tests.real.records import checked
 
 
 class Topics:
@@ -24,20 +25,20 @@ class Topics:
         self._producers: dict[bool, pulsar.Producer] = {}
         self.read: list[dict[str, Any]] = []
 
-    def publish(self, payload: bytes | dict[str, Any], *, batch: bool = False) -> None:
+    def publish(self, payload: bytes | dict[str, Any], *, batch: bool = False, properties: dict[str, str] | None = None) -> None:
         """In batches, as the existing service's client does, or by itself. Confirmed with `flush`."""
         if batch not in self._producers:
             options = {"batching_enabled": True, "batching_max_messages": 20, "batching_max_publish_delay_ms": 100} if batch else {}
             self._producers[batch] = self._client.create_producer(request_topic(self.model), **options)
         data = payload if isinstance(payload, bytes) else json.dumps(payload).encode()
-        self._producers[batch].send_async(data, lambda result, _: None)
+        self._producers[batch].send_async(data, lambda result, _: None, properties=properties)
 
     def flush(self) -> None:
         for producer in self._producers.values():
             producer.flush()
 
     def records_of(self, ids: set[str], within_s: float = 30.0) -> list[dict[str, Any]]:
-        """All records read so far, once each of `ids` has one; fails after `within_s`."""
+        """All records read so far, once each of `ids` has one; fails after `within_s`, and where the schema allows one not."""
         deadline = time.monotonic() + within_s
         while missing := ids - {record["request_id"] for record in self.read}:
             try:
@@ -46,7 +47,7 @@ class Topics:
                 assert time.monotonic() < deadline, f"no usage record for {len(missing)} of {len(ids)} requests"
                 continue
             self._records.acknowledge(message)
-            self.read.append(json.loads(message.data()))
+            self.read.append(checked(json.loads(message.data())))
         return [record for record in self.read if record["request_id"] in ids]
 
     def dead_letter(self, within_s: float = 20.0) -> tuple[bytes, dict[str, str]]:
