@@ -41,6 +41,7 @@ TICK_S = 0.5
 MOST_UNCONFIRMED = 1000  # ends that the queue has not taken: more would only be answered twice after a crash
 PROBE_EACH_S = 5.0  # while closed: is the oldest request past its time?
 PROBE_DELAY_S = 1.0
+CUT_WITHIN_S = 0.6  # after it too, for children to end streams by themselves
 ENDING_WITHIN_S = 1.5  # after the drain's deadline, for refusals and confirmations on their way
 CHILDREN_END_WITHIN_S = 5.0
 GATEWAY_ENDS_WITHIN_S = 3.5  # past the drain's deadline, for the errors to those that still wait
@@ -95,7 +96,8 @@ class Node:
         self._next_probe_s = time.monotonic() + PROBE_EACH_S
         self._is_looping = False
         self._drain_until_s: float | None = None
-        self._cut_off = False
+        self._is_cut_off = False
+        self._cut_off: set[int] = set()  # children that were told to end in the middle of their work
         self._exit_code = ExitCode.OK
 
     def run(self) -> int:
@@ -163,7 +165,7 @@ class Node:
         for dead in self._crew.bury():
             for message in dead.unread:
                 self._hear(dead.child, message)
-            expected = dead.child.retires or (self._is_draining() and (self._cut_off or not dead.child.role.capacity))
+            expected = dead.child.retires or (self._is_draining() and (self._is_cut_off or not dead.child.role.capacity))
             self._log_death(dead, expected)
             # Whose lease ran out had to end because its supervisor stood still: no request's doing.
             blame = not expected and dead.exit_code != ExitCode.SUPERVISOR_GONE
@@ -264,9 +266,11 @@ class Node:
         now_s = time.monotonic()
         if not len(self._requests.ledger) and self._consumer.has_stopped():
             return True
-        if now_s > self._drain_until_s and not self._cut_off:
-            self._cut_off = True
+        if now_s > self._drain_until_s and not self._is_cut_off:
+            self._is_cut_off = True
             self._cut_off_running()
+        if now_s > self._drain_until_s + CUT_WITHIN_S:
+            self._kill_cut_off()
         return now_s > self._drain_until_s + ENDING_WITHIN_S
 
     def _hear(self, child: Child, message: FromChild) -> None:
@@ -351,13 +355,20 @@ class Node:
         self._crew.dismiss(GATEWAY)
 
     def _cut_off_running(self) -> None:
-        """End the children of what still runs: theirs is given back once they are confirmed dead. Where no other child is
-        left, one without a model, which is there in no time, ends the streams that had begun."""
+        """Have the children end what still runs: a stream that has begun with an error, which is best said from there; all
+        else is given back once they are confirmed dead. A child without a model, which is there in no time, ends the
+        streams of who did not manage to."""
         ledger = self._requests.ledger
         self._crew.substitute_backends(backend_role(dataclasses.replace(self._settings, node_type="demo"), 0, 1))
         for child in self._crew.backends():
             if ledger.aboard(child.number):
                 logger.warning("{} still works on {} requests and is ended", child.role.name, len(ledger.aboard(child.number)))
+                self._crew.send(child, Stop())
+                self._cut_off.add(child.number)
+
+    def _kill_cut_off(self) -> None:
+        for child in self._crew.backends():
+            if child.number in self._cut_off and child.can_be_told:
                 self._crew.kill(child, "drained")
 
     def _end(self) -> None:
