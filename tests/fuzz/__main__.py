@@ -50,7 +50,8 @@ def _show(wrong: list[tuple[int, str]], seed: int) -> None:
 
 
 def _report(result: Result) -> None:
-    print(f"{result.answers:,} answers, {len(result.wrong)} wrong, {result.again} asked again, {result.took_s:.0f} s: {dict(result.ends)}")
+    counts = f"{len(result.wrong)} wrong, {result.again} asked again, {result.overtaken} overtaken"
+    print(f"{result.answers:,} answers, {counts}, {result.took_s:.0f} s: {dict(result.ends)}")
 
 
 if __name__ == "__main__":

@@ -41,11 +41,13 @@ class _Flying:
 
 @dataclass
 class Result:
-    """wrong: (number of the case, what); ends: how often each; again: cases that were asked once more."""
+    """wrong: (number of the case, what); ends: how often each; again: cases that were asked once more;
+    overtaken: requests for which an earlier answer's leftovers were taken."""
 
     wrong: list[tuple[int, str]] = field(default_factory=list)
     ends: Counter[str] = field(default_factory=Counter)
     again: int = 0
+    overtaken: int = 0
     took_s: float = 0.0
 
     @property
@@ -148,6 +150,7 @@ class Fuzzed:
         late = [*self._gateway.ids(), *self._requester.ids()]
         if late:
             self.result.wrong.append((-1, f"delivered after their end: {late}"))
+        self.result.overtaken = self._server.overtaken
         log = self._log.read_since()
         if any(word in log for word in BUG_WORDS):
             self.result.wrong.append((-1, "in the log:\n" + log.decode(errors="replace")[-6000:]))

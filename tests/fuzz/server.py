@@ -21,6 +21,7 @@ class Server:
 
     def __init__(self) -> None:
         self.cases: dict[int, Case] = {}
+        self.overtaken = 0
         self.port = 0
         self._loop = asyncio.new_event_loop()
         self._listening = threading.Event()
@@ -64,15 +65,19 @@ class Server:
         body = await reader.readexactly(int(found[1])) if found else b""
         number = _NUMBER.search(body)
         assert number is not None, body
-        answer = self.cases[int(number[1])].answer
+        asked = self.cases.get(int(number[1]))
+        if asked is None:
+            # Its outcome is known before it was read here: bytes that an answer of a wrong length left behind came as it
+            # was being sent, and were taken for its own. HTTP/1.1 cannot tell; the checks see what was made of them.
+            self.overtaken += 1
+            return False
+        answer = asked.answer
         for pause_s, piece in answer.pieces:
             if pause_s:
                 await asyncio.sleep(pause_s)
             writer.write(piece)
             await writer.drain()
         return await _ended(answer, reader, writer)
-
-    # The node may have closed its side at any time: then `drain` or the next read says so.
 
 
 async def _ended(answer: Answer, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
