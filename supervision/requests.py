@@ -25,6 +25,8 @@ from messaging.publisher import Publish
 from messaging.redelivery import History
 from messaging.topics import DEAD_LETTER_SUBSCRIPTION, dead_letter_topic, request_topic
 from reporting.ends import log_end
+from reporting.log import without_secrets
+from reporting.recurring import Recurring
 from reporting.usage import Ended, node_id, record
 from supervision.journal import Aboard, Journal
 from supervision.ledger import Admission, Entry, Ledger, Line, State
@@ -78,6 +80,7 @@ class Requests:
         self._settings, self._publish, self._acknowledge, self._dice = settings, publish, acknowledge, dice
         self._journal = journal or Journal(None)
         self._node = node_id()
+        self._going_back = Recurring()
         self.ledger: Ledger[Job] = Ledger()
 
     # arriving
@@ -240,9 +243,20 @@ class Requests:
             return
         trail = redelivery.noted(entry.job.history, str(error.get("message")), self._node)
         history = replace(trail, attempt=history.attempt)
-        words = "request {} goes back for attempt {} in {:.1f} s: {}"
-        logger.info(words, entry.job.request.request_id, history.attempt, delay_s, history.last_error)
+        self._say_going_back(entry, history, delay_s)
         self._put_back(entry, history, delay_s)
+
+    def _say_going_back(self, entry: Entry[Job], history: History, delay_s: float) -> None:
+        """Of an upstream that is away each request would have a line, each time; its end has one in any case."""
+        self._say_if_over()
+        level = "INFO" if self._going_back.happened(time.monotonic()) else "DEBUG"
+        words = "request {} goes back for attempt {} in {:.1f} s: {}"
+        logger.log(level, words, entry.job.request.request_id, history.attempt, delay_s, history.last_error)
+
+    def _say_if_over(self) -> None:
+        over = self._going_back.over(time.monotonic())
+        if over is not None and over[0] > 1:
+            logger.info("requests do not go back any more; it was {} times within {:.0f} s", *over)
 
     def _in_trouble(self, entry: Entry[Job], error: dict[str, Any]) -> None:
         if self._settings.on_trouble == "answer":
@@ -293,6 +307,7 @@ class Requests:
             ended = _ended(entry, outcome)
             publishes.append(Publish(self._settings.res_topic_name, record(ended, self._settings, self._node), batched=True))
             log_end(ended)
+        self._say_if_over()
         self._settle(entry, publishes, answered=True)
 
     def _dead_letter(self, job: Job, outcome: Outcome) -> Publish:
@@ -300,7 +315,7 @@ class Requests:
         fits = len(job.received.payload) + len(outcome.answer or b"") < MAX_DEAD_LETTER_BYTES
         if outcome.answer is not None and job.refusal is None and fits:
             # Computed and paid for, only not deliverable: kept beside the request.
-            properties[redelivery.ANSWER] = outcome.answer.decode("utf-8", "replace")
+            properties[redelivery.ANSWER] = without_secrets(outcome.answer.decode("utf-8", "replace"), self._settings.secrets)
         topic = dead_letter_topic(self._settings.model_name)
         return Publish(topic, job.received.payload, properties, subscription=DEAD_LETTER_SUBSCRIPTION)
 

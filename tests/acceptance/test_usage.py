@@ -206,6 +206,49 @@ def test_every_end_has_its_record(pulsar: Broker, upstream: Upstream) -> None:
             assert scene.node.wait_log(ended_by, within_s=10).count(ended_by) == 1
 
 
+# no key anywhere
+
+
+@pytest.mark.parametrize("form", ["text", "json"])
+def test_a_key_is_in_no_log_record_or_dead_letter(pulsar: Broker, upstream: Upstream, form: str) -> None:
+    """Though a request's body holds it, and the upstream's errors and answers echo it; with DEBUG on."""
+    scenery = scene_of(
+        pulsar, upstream, DEBUG="true", LOG_FORMAT=form, ON_TROUBLE="answer", UPSTREAM_MODEL=f"of-{KEY}", MAX_ATTEMPTS="2", REQUEST_TTL_S="6"
+    )
+    with scenery as scene, Requester() as away:
+        away.stop()
+        escaped = "".join(f"\\u{ord(letter):04x}" for letter in KEY)
+        content = [{"role": "user", "content": f"my key is {KEY}"}]
+        requests = {
+            "answered": scene.request(messages=content), "streamed": scene.request(messages=content, stream=True),
+            "refused": scene.request(messages=content, mock="err-401"), "dead": scene.request(messages=content, mock="err-500?times=9"),
+            "kept": scene.request(messages=content, requester=away), "unreadable": scene.request() | {"stream": KEY},
+        }  # fmt: skip
+        for request in requests.values():
+            scene.topics.publish(request)
+        written = scene.request()
+        scene.topics.publish(json.dumps(written).replace('"messages"', f'"user": "{escaped}", "messages"').encode())
+        records = scene.topics.records_of({request["request_id"] for request in [*requests.values(), written]}, within_s=40)
+        assert KEY not in json.dumps(records) and "of-the-requester" not in json.dumps(records)
+        assert {record["upstream_model"] for record in records} >= {"of-[redacted]"}
+        letters = [scene.topics.dead_letter() for _ in range(3)]
+        by_id = {json.loads(payload)["request_id"]: (payload, properties) for payload, properties in letters}
+        assert by_id.keys() == {requests[name]["request_id"] for name in ("dead", "kept", "unreadable")}
+        assert all(json.loads(payload) in requests.values() for payload, _ in letters), "the message itself stays as it was sent"
+        assert KEY not in str([properties for _, properties in letters])
+        assert "of-[redacted]" in by_id[requests["kept"]["request_id"]][1]["workernode-answer"]
+        refused = scene.requester.posts(requests["refused"]["request_id"])[0].json["data"]["error"]
+        assert refused["code"] == "invalid_api_key" and KEY not in str(refused)
+        log = scene.node.wait_log(*(f"request {record['request_id']} {record['outcome']} in " for record in records))
+        assert KEY not in log and escaped not in log and KEY[:-4] not in log and "of-the-requester" not in log
+        assert f"request {written['request_id']} asks: " in log and "my key is [redacted]" in log
+        assert f"request {requests['streamed']['request_id']} was answered: " in log and "t0 t1 t2 t3 t4 t5 t6 t7" in log
+        if form == "json":
+            ends = [found for found in map(json.loads, log.splitlines()) if "outcome" in found]
+            assert {end["request_id"]: end["outcome"] for end in ends} == {r["request_id"]: r["outcome"] for r in records}
+            assert all(isinstance(end["total_ms"], float) for end in ends) and len(ends) == len(records)
+
+
 # the reader
 
 
