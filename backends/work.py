@@ -15,6 +15,7 @@ from answers.run import Run
 from backends.aboard import Aboard
 from backends.base import Account, Backend, Call, now_ms
 from backends.late import LateDeliveries, undeliverable, unwanted
+from backends.overheard import Overheard
 from backends.transport import UpstreamFailed
 from errors import Scope, error_object, verdict
 from ipc.channel import ChannelBroken
@@ -87,13 +88,25 @@ class Worker:
         piece.account.on_head = lambda headers: self._pass_on_rates(task.number, headers)
         try:
             way = self._way(piece)
-            self._backend.answer(Call(task.data, task.stream, task.deadline_at_s, piece.run), way, piece.account)
+            self._answer(task, piece, way)
             return self._delivered(piece, way, "answered", None)
         except UpstreamFailed as failed:
             return self._failed(piece, way, failed)
         except (RequesterGone, AnotherAnswers) as why:
             piece.account.close()
             return unwanted(piece.run.number, why)
+
+    def _answer(self, task: Task, piece: _Piece, way: Delivery) -> None:
+        call = Call(task.data, task.stream, task.deadline_at_s, piece.run)
+        if not self._settings.debug:
+            self._backend.answer(call, way, piece.account)
+            return
+        overheard = Overheard(way, self._settings, task.request_id)
+        overheard.asked(task.data)
+        try:
+            self._backend.answer(call, overheard, piece.account)
+        finally:
+            overheard.say()
 
     def _way(self, piece: _Piece) -> Delivery:
         """Raises RequesterGone, AnotherAnswers, NodeStopped: not to be computed."""

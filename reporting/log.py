@@ -1,27 +1,39 @@
-"""The log of every process of the node: loguru, to standard error, as text or JSON."""
+"""The log of every process of the node: loguru, to standard error, as text, or as JSON with LOG_FORMAT=json.
+
+A line of JSON is flat: `time` (UTC), `level`, `process`, `message`, then the fields of what it is about, `exception` last
+where there is one. docs/log.md lists the fields.
+"""
 
 from __future__ import annotations
 
 import json
 import sys
-from typing import TYPE_CHECKING
+from datetime import UTC
+from typing import TYPE_CHECKING, Any
 
+import msgspec
 from loguru import logger
 
 from errors import redact
 
 if TYPE_CHECKING:
+    from loguru import Message, Record
+
     from config import Settings
 
+LONGEST_BODY = 4000  # characters of a request or an answer, in a line of DEBUG
 _TEXT = "{time:YYYY-MM-DD HH:mm:ss.SSS} {level:<7} {extra[process]}: {message}\n{exception}"
+_FOR_JSON = "{exception}"  # all else is taken from the record
 
 
 def set_up_log(settings: Settings, process: str) -> None:
     """`process`: who speaks. Secrets are taken out of every line, tracebacks and all, wherever they came from."""
-    secrets = tuple({form for secret in settings.secrets for form in _forms(secret)})
+    secrets = _forms_of(settings.secrets)
+    is_json = settings.log_format == "json"
 
-    def write(line: str) -> None:
-        sys.stderr.write(redact(line, secrets))
+    def write(message: Message) -> None:
+        text = json_line(message.record, str(message), secrets) if is_json else redact(message, secrets)
+        sys.stderr.write(text)
         sys.stderr.flush()
 
     logger.remove()
@@ -29,11 +41,52 @@ def set_up_log(settings: Settings, process: str) -> None:
     logger.add(
         write,
         level="DEBUG" if settings.debug else "INFO",
-        format=lambda _: _TEXT,
-        serialize=settings.log_format == "json",
+        format=lambda _: _FOR_JSON if is_json else _TEXT,
         backtrace=False,
         diagnose=False,  # it would print the values of variables: keys, requests
     )
+
+
+def json_line(record: Record, exception: str, secrets: tuple[str, ...]) -> str:
+    """Each text is redacted by itself: taken out of the whole line, something could take its quotes along."""
+    at = record["time"].astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    fields = dict(record["extra"])
+    line = {"time": at, "level": record["level"].name, "process": fields.pop("process", ""), "message": record["message"]}
+    line |= {name: value for name, value in fields.items() if name not in line}
+    line |= {"exception": exception.strip()} if exception.strip() else {}
+    return json.dumps({name: _redacted(value, secrets) for name, value in line.items()}, ensure_ascii=False) + "\n"
+
+
+def _redacted(value: Any, secrets: tuple[str, ...]) -> Any:
+    """Of what is no plain value its text."""
+    if value is None or isinstance(value, (bool, int, float)):
+        return value
+    return redact(str(value), secrets)
+
+
+def body_text(body: bytes, secrets: tuple[str, ...]) -> str:
+    """A request or an answer for a line of DEBUG: decoded and encoded anew, as JSON has many ways to write a key. Secrets
+    are taken out before it is cut, as half a key would be none to look at; what only looks like a key is not looked for in
+    megabytes, which would take seconds."""
+    try:
+        text = msgspec.json.encode(msgspec.json.decode(body)).decode()
+    except (ValueError, RecursionError):
+        text = body.decode("utf-8", "replace")
+    text = without_secrets(text, secrets)
+    more = len(text) - LONGEST_BODY
+    shown = redact(text[: 2 * LONGEST_BODY])[:LONGEST_BODY]
+    return shown if more <= 0 else f"{shown}… and about {more:,} characters more"
+
+
+def without_secrets(text: str, secrets: tuple[str, ...]) -> str:
+    """These alone, in each form; for texts of megabytes."""
+    for form in sorted(_forms_of(secrets), key=len, reverse=True):  # one may be the beginning of another
+        text = text.replace(form, "[redacted]")
+    return text
+
+
+def _forms_of(secrets: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple({form for secret in secrets for form in _forms(secret)})
 
 
 def _forms(secret: str) -> list[str]:

@@ -32,8 +32,10 @@ _ABOUT = """The sums of the usage records on RES_TOPIC_NAME, for each model and 
 estimated as the upstream reported none, and repeats. Each request is counted once, by its first record.
 
 The environment is the node's; what is needed of it is PULSAR_URL, RES_TOPIC_NAME, PULSAR_TOKEN(_FILE) and CA_BUNDLE. For a node
-that runs all in one, its own broker included, set PULSAR_URL=pulsar://127.0.0.1:6650. Pulsar keeps records only for as long as
-a subscription waits for them or its retention says so: what it has forgotten cannot be counted."""
+that runs all in one, its own broker included, set PULSAR_URL=pulsar://127.0.0.1:6650.
+
+Pulsar keeps a record only for as long as a subscription waits for it, or a retention policy says so. This has no subscription, so
+that nothing piles up for it: what was forgotten before it began is not counted."""
 
 
 class Records:
@@ -59,12 +61,13 @@ class Screen:
 
     def __init__(self, *, as_json: bool) -> None:
         self._as_json = as_json
-        self._overwrites = sys.stdout.isatty() and not as_json
+        self._between = "" if as_json else _CLEARED if sys.stdout.isatty() else "\n"
+        self._before = ""
 
     def show(self, sums: Sums) -> None:
         text = json.dumps(as_json(sums), ensure_ascii=False) if self._as_json else table(sums)
-        between = "" if self._as_json or self._overwrites else "\n"
-        print(f"{_CLEARED if self._overwrites else ''}{text}\n{between}", end="", flush=True)
+        print(self._before + text, flush=True)
+        self._before = self._between
 
 
 class QueueWatch:

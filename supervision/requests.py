@@ -25,6 +25,7 @@ from messaging.publisher import Publish
 from messaging.redelivery import History
 from messaging.topics import DEAD_LETTER_SUBSCRIPTION, dead_letter_topic, request_topic
 from reporting.ends import log_end
+from reporting.log import without_secrets
 from reporting.usage import Ended, node_id, record
 from supervision.journal import Aboard, Journal
 from supervision.ledger import Admission, Entry, Ledger, Line, State
@@ -311,7 +312,7 @@ class Requests:
         fits = len(job.received.payload) + len(outcome.answer or b"") < MAX_DEAD_LETTER_BYTES
         if outcome.answer is not None and job.refusal is None and fits:
             # Computed and paid for, only not deliverable: kept beside the request.
-            properties[redelivery.ANSWER] = outcome.answer.decode("utf-8", "replace")
+            properties[redelivery.ANSWER] = without_secrets(outcome.answer.decode("utf-8", "replace"), self._settings.secrets)
         topic = dead_letter_topic(self._settings.model_name)
         return Publish(topic, job.received.payload, properties, subscription=DEAD_LETTER_SUBSCRIPTION)
 

@@ -192,6 +192,7 @@ async def _llamafile(ask: Ask) -> AsyncIterator[bytes]:
     """llamafile 0.8.1: neither usage nor [DONE], but timings in the last chunk."""
     async for piece in content(ask):
         yield piece
+    ask.usage_reported = True
     timings = {"prompt_n": ask.usage["prompt_tokens"], "predicted_n": ask.tokens, "predicted_per_second": 80.0}
     yield event(chunk(ask, {}, "stop") | {"timings": timings})
 
