@@ -112,6 +112,7 @@ _QUOTA = re.compile(
     r"insufficient_quota|credit_balance_exhausted|spend_limit_exceeded|organization_usage_limit_exceeded"
     r"|billing_not_active|billing_hard_limit_reached|insufficient.balance|\bcredit_limit\b"
 )
+_TOO_DEAR = re.compile(r"max_tokens|can only afford", re.IGNORECASE)  # a smaller request might be served
 _TOO_LARGE = re.compile(r"request too large|\blimit \d[\d,]*, requested \d", re.IGNORECASE)
 _THROTTLE = {"rate_limit_exceeded", "slow_down", "tokens", "requests", "rate_limit_error", "rate_limit", "ratelimitreached"}
 _CONTEXT = {"context_length_exceeded", "exceed_context_size_error"}
@@ -185,7 +186,7 @@ def _judge(status: int | None, names: set[str], words: str) -> tuple[Scope, str 
     """The table, by what the upstream said itself: scope, reason, whether to confirm it. `status` None: an error inside a
     stream, its names alone decide."""
     if _is_out_of_money(status, names, words):
-        return Scope.NODE, "APIQuotaExceededError", False
+        return Scope.NODE, "APIQuotaExceededError", bool(_TOO_DEAR.search(words))
     if names & _CONTEXT:
         return Scope.REQUEST, None, False
     if status in (429, _CAPACITY_STATUS) or names & _THROTTLE:

@@ -74,8 +74,10 @@ class Run:
 
     def begin(self) -> None:
         """Before a stream's first frame. Raises what it was ended for: then nothing may go out."""
+        self.check()  # not with the lock: it may wait for the end, which takes it
         with self.changed:
-            self.check()
+            if self.ended is not None:
+                raise self.ended
             first, self.begun = not self.begun, True
         if first:
             try:

@@ -18,6 +18,7 @@ from loguru import logger
 
 from answers.delivery import Couriers
 from answers.endpoint import NodeStopped
+from answers.run import Run
 from backends.aboard import Aboard
 from backends.base import Backend, BackendUnusable
 from backends.late import LateDeliveries
@@ -37,6 +38,7 @@ CHECK_EACH_S = 0.5
 LAST_OUTCOMES_WITHIN_S = 5.0
 LAST_FRAMES_WITHIN_S = 2.0
 REFUSALS_AT_ONCE = 4
+PROBE_NUMBER = 0  # no request has it
 
 
 def main(settings: Settings, number: int, threads: int, reading: PipeEnd, writing: PipeEnd, lease_s: float = LEASE_S) -> None:
@@ -123,12 +125,21 @@ class Child:
             self._end(ExitCode.CRASHED)
         self._end(ExitCode.SUPERVISOR_GONE)
 
+    def _probe(self, asks: bool) -> None:
+        run = self._aboard.add(Run(PROBE_NUMBER, "probe"))
+        try:
+            self._channel.send(probe(self._backend, self._settings, run, asks))
+        except ChannelBroken:
+            pass  # the listener has noticed too
+        finally:
+            self._aboard.remove(run)
+
     def _take(self, message: ToChild) -> None:
         if isinstance(message, Task):
             if not self._giving_up:  # else the supervisor counts it among what was aboard when this child ended
                 self._tasks.submit(self._worker.compute, message, self._worker.board(message))
         elif isinstance(message, Probe):
-            self._probes.submit(lambda: self._channel.send(probe(self._backend, self._settings, message.asks)))
+            self._probes.submit(self._probe, message.asks)
         elif isinstance(message, Lease):
             self._channel.send(Alive(self._aboard.overdue()))
         elif isinstance(message, Refuse):

@@ -27,15 +27,15 @@ class _Nobody:
         return
 
 
-def probe(backend: Backend, settings: Settings, asks: bool) -> Probed:
+def probe(backend: Backend, settings: Settings, run: Run, asks: bool) -> Probed:
     """Never raises. A request that is refused as such found an upstream that serves this node."""
     try:
         if asks:
             patience_s = settings.connect_timeout_s + settings.first_token_timeout_s
-            call = Call(_QUESTION, stream=False, deadline_at_s=time.monotonic() + patience_s, run=Run(0, "probe"))
+            call = Call(_QUESTION, stream=False, deadline_at_s=time.monotonic() + patience_s, run=run)
             backend.answer(call, _Nobody(), Account())
         else:
-            backend.reach(Run(0, "probe"))
+            backend.reach(run)
     except UpstreamFailed as failed:
         judged = verdict(failed.failure, settings.secrets)
         return Probed() if judged.scope is Scope.REQUEST else Probed(judged.error, judged.reason)

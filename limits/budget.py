@@ -18,6 +18,7 @@ from limits.steering import Steered
 UNLIMITED = 1 << 30
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 30.0  # where the upstream does not say how long
 MOST_DOUBLINGS = 10
+MOST_TOKENS = 4_000_000.0  # of one request
 JITTER = 0.1  # of a pause: nodes that were refused together do not come back together
 SHORTEST_PATIENCE_S, LONGEST_PATIENCE_S = 0.25, 3.0  # with a probe: a refusal comes soon, a good answer may take minutes
 STUCK_S = 30.0  # something is tried then, whatever was heard
@@ -101,13 +102,13 @@ class Budget:
             return self._paused_until_s - now_s
         if self._probing:
             return max(0.0, self._probe_at_s + self._patience_s - now_s) if self._probe_at_s <= now_s else 0.0
+        told = [bucket.wait_s(tokens if what == "tpm" else 1.0, now_s) for what, bucket in self._set.items()]
         waits = [self._guessed.wait_s(now_s), 0.0 if self._ramp_room(now_s) >= 1 else RAMP_S / 4]
-        waits += [bucket.wait_s(tokens if what == "tpm" else 1.0, now_s) for what, bucket in self._set.items()]
         if self._requests:
             waits.append(self._requests.wait_s(1.0, now_s))
         if self._tokens:
             waits.append(self._tokens.wait_s(tokens, now_s))
-        return max(0.0, min(max(waits), max(self._last_s, self._refused_at_s) + STUCK_S - now_s))
+        return max(0.0, *told, min(max(waits), max(self._last_s, self._refused_at_s) + STUCK_S - now_s))
 
     def _ramp_room(self, now_s: float) -> float:
         if not self._ramps:
@@ -165,6 +166,14 @@ class Budget:
         if tokens:
             self._correct(sent, tokens, now_s)
 
+    def unsent(self, number: int, now_s: float) -> None:
+        """It ended before the upstream had it, or had heard all of it: that says nothing of what the upstream wants."""
+        sent = self._sent.pop(number, None)
+        if sent is not None:
+            self._take_back(sent, now_s)
+            for what, bucket in self._set.items():
+                bucket.give_back(sent.tokens if what == "tpm" else 1.0)
+
     def refused(self, number: int, wait_s: float | None, now_s: float, *, over_limit: bool = True) -> float | None:
         """By a 429 or the like; `wait_s` as the upstream asked. The pause that begins with it, if one does.
 
@@ -208,6 +217,7 @@ class Budget:
         return now_s < self._probe_at_s + self._patience_s
 
     def _correct(self, sent: _Sent, tokens: float, now_s: float) -> None:
+        tokens = min(tokens, MOST_TOKENS)  # an absurd figure would close the node for days
         if "tpm" in self._set:
             self._set["tpm"].give_back(sent.tokens - tokens)
         if self._tokens is not None:

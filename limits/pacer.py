@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import math
 
+LONGEST_DEBT_S = 300.0
+
 
 class Pacer:
-    """`rate` a second, `burst` at most. A spending may leave a debt, so that what is bigger than the burst passes too."""
+    """`rate` a second, `burst` at most. A spending may leave a debt, of LONGEST_DEBT_S at most, so that
+    what is bigger than the burst passes too."""
 
     def __init__(self, rate: float, burst: float, now_s: float, credit: float | None = None) -> None:
         self.rate, self.burst = rate, burst
@@ -25,14 +28,14 @@ class Pacer:
         self._credit, self._at_s = max(self.credit(now_s), least), now_s
 
     def spend(self, amount: float, now_s: float) -> None:
-        self._credit, self._at_s = self.credit(now_s) - amount, now_s
+        self._credit, self._at_s = max(self.credit(now_s) - amount, -LONGEST_DEBT_S * self.rate), now_s
 
     def empty(self, now_s: float) -> None:
         self._credit, self._at_s = min(0.0, self.credit(now_s)), now_s
 
     def give_back(self, amount: float) -> None:
         """Of a spending that was too high; a negative one was too low."""
-        self._credit = min(self.burst, self._credit + amount)
+        self._credit = max(min(self.burst, self._credit + amount), -LONGEST_DEBT_S * self.rate)
 
     def wait_s(self, amount: float, now_s: float) -> float:
         """Until so much can be spent; 0 where it can be now."""

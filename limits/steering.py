@@ -39,13 +39,18 @@ class Refill:
         self._weight = self._mean_level = self._mean_reset = 0.0
         self._levels = self._resets = self._both = 0.0  # their variances and covariance
         self._guess: float | None = None
-        self._is_short = False
+        self._is_short = self._is_long = False
         self.measured: float | None = None
 
     @property
     def is_doubtful(self) -> bool:
         """The resets speak of less than a minute."""
         return self.measured is None and self._is_short
+
+    @property
+    def is_long(self) -> bool:
+        """A bucket for an hour or a day, which need not be spread over it."""
+        return self._is_long
 
     @property
     def rate(self) -> float | None:
@@ -55,6 +60,7 @@ class Refill:
         if self._guess is None and level.limit:
             period_s = _period_s(level)
             self._is_short = period_s is not None and period_s < MINUTE_S / 2
+            self._is_long = period_s is not None and period_s > 10 * MINUTE_S
             self._guess = level.limit / (period_s if period_s and period_s > 10 * MINUTE_S else MINUTE_S)
         if level.reset_s is not None and not _is_coarse(level.reset_s):
             self._add(level.remaining, level.reset_s)
@@ -122,8 +128,8 @@ class Steered:
         self._latency_s += 0.1 * (now_s - sent_s - self._latency_s)
         if self.speaks:
             self._steer(now_s)
-            if self.refill.is_doubtful and level.limit and level.remaining > level.limit / 2:
-                self._pacer.lift(level.remaining / 2, now_s)  # the assumed pace may be far too low, but there is enough
+            if (self.refill.is_doubtful or self.refill.is_long) and level.limit and level.remaining > level.limit / 2:
+                self._pacer.lift(level.remaining / 2, now_s)  # the pace may be far too low, but there is enough
 
     def _size(self, level: Level) -> None:
         """What the bucket holds: the most that was ever left, or what a reset means."""

@@ -98,8 +98,10 @@ class ApiServer:
             if error.status == 401:  # a token that was replaced is read anew
                 self._api = None
             raise _translated(error) from error
-        except (urllib3.exceptions.HTTPError, OSError, ValueError) as error:  # ValueError: an answer that is none
+        except (urllib3.exceptions.HTTPError, OSError) as error:
             raise Away(f"{type(error).__name__}: {error}") from error
+        except ValueError as error:  # a body, or an answer, that is none: the next report may fare better
+            raise Unfit(f"{type(error).__name__}: {error}") from error
 
 
 def place() -> str:

@@ -43,6 +43,7 @@ class Dispatcher:
             logger.info("request {} runs alone: {}", entry.request_id, entry.job.history.last_error)
             self._reserved, child.may_die = None, True
             self._send_task(child, entry)
+        self._reserved = None  # the request that it was for may have been given back meanwhile
 
     def _send_task(self, child: Child, entry: Entry[Job]) -> None:
         message = self._requests.board(entry, child.number)

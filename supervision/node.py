@@ -192,12 +192,13 @@ class Node:
 
     def _probe(self) -> None:
         """Look whether the upstream's trouble is still there, by a child that could use it."""
-        able = [child for child in self._crew.backends() if child.is_usable]
+        able = [child for child in self._crew.backends() if child.is_usable and not self._is_draining()]
         now_s = time.monotonic()
         probe = self._trouble.probe_due(now_s, [child.number for child in able]) if able else None
         if probe is not None:
-            self._trouble.asked(able[0].number, now_s)
-            self._crew.send(able[0], probe)
+            child = random.choice(able)
+            self._trouble.asked(child.number, now_s)
+            self._crew.send(child, probe)
         self._queue_troubles.look(now_s)
         self._retries.look(now_s)
         self._upstream.look()
@@ -344,8 +345,8 @@ class Node:
 
     def _stop_for_good(self) -> None:
         """Somebody has to change something first: another start would end the same."""
-        self._exit_code = ExitCode.CONFIGURATION
         if not self._is_draining():
+            self._exit_code = ExitCode.CONFIGURATION
             self._drain()
 
     def _drain(self) -> None:

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 
 START_WITHIN_S, START_EACH_S = 60.0, 2.0
 LONGEST_RECHECK = 10.0  # times RECHECK_S
-PROBED_WITHIN_S = 180.0  # a probe that has no answer by then has none any more
+PROBED_WITHIN_S = 15.0  # beyond all time-outs: a probe that has no answer by then has none any more
+REPORTED_EACH_S = 600.0  # whoever reads Events may have changed something since, and think that it is well now
 QUEUE_AWAY_S = 60.0
 SPELL_OVER_AFTER_S = 10.0
 _WHAT_TO_CHANGE: dict[str, str] = {
@@ -39,6 +40,7 @@ class _Open:
     error: ErrorObject
     message: str
     since_s: float
+    asks: bool = True  # whether a probe is to ask; an upstream that was never reached need only be connected to
     met: int = 1  # by requests and probes
     probes: int = 0
 
@@ -102,10 +104,12 @@ class UpstreamTrouble:
         wanted = self._open is not None or self._doubts or self.is_starting
         if not wanted or self._asked is not None or now_s < self._next_probe_s:
             return None
-        return Probe(asks=not self.is_starting)
+        return Probe(asks=not self.is_starting and (self._open is None or self._open.asks))
 
     def asked(self, child: int, now_s: float) -> None:
-        self._asked = (child, now_s + PROBED_WITHIN_S)
+        settings = self._settings
+        patience_s = settings.connect_timeout_s + settings.first_token_timeout_s + settings.read_timeout_s
+        self._asked = (child, now_s + patience_s + PROBED_WITHIN_S)
 
     def heard(self, probed: Probed, now_s: float) -> None:
         self._asked = None
@@ -143,6 +147,8 @@ class UpstreamTrouble:
         if waited_s > START_WITHIN_S:
             message = f"{error['message']} It was tried for {waited_s:.0f} s."
             self.meet("ConfigurationError", {**error, "message": message}, now_s)
+            assert self._open is not None
+            self._open.asks = False
             return
         if not self._said_waiting:
             self._said_waiting = True
@@ -152,7 +158,7 @@ class UpstreamTrouble:
     def _set_next(self, now_s: float, wait_s: float | None = None) -> None:
         """Twice as long after each look that found the same, up to LONGEST_RECHECK, and never in step with other nodes."""
         pause_s = self._settings.recheck_s
-        if self._open is not None:
+        if self._open is not None and self._open.asks:
             pause_s = max(wait_s or 0.0, pause_s * min(2.0**self._open.probes, LONGEST_RECHECK))
             self._open.probes = min(self._open.probes + 1, 10)
         self._next_probe_s = now_s + pause_s * (0.75 + self._dice.random() / 2)
@@ -185,7 +191,8 @@ class QueueTroubles:
 
     def __init__(self, events: Events) -> None:
         self._events = events
-        self._message, self._since_s, self._reported = "not subscribed yet", time.monotonic(), False
+        self._message, self._since_s = "not subscribed yet", time.monotonic()
+        self._reported: tuple[Reason, float] | None = None  # which, when
 
     @property
     def word(self) -> str:
@@ -194,7 +201,7 @@ class QueueTroubles:
 
     def meet(self, message: str, refused: bool, now_s: float) -> None:
         if refused:
-            self._report("AuthenticationError", message)
+            self._report("AuthenticationError", message, now_s)
         if message != self._message:
             logger.error("{}", message)
         self._since_s = self._since_s if self._message else now_s
@@ -203,17 +210,17 @@ class QueueTroubles:
     def look(self, now_s: float) -> None:
         """Called each turn."""
         if self._message and now_s - self._since_s > QUEUE_AWAY_S:
-            self._report("MessageQueueConnectionError", f"{self._message}. The node keeps trying.")
+            self._report("MessageQueueConnectionError", f"{self._message}. The node keeps trying.", now_s)
 
     def over(self, now_s: float, words: str) -> None:
-        if self._reported:
-            self._events.note("MessageQueueConnectionError", f"Pulsar is back after {now_s - self._since_s:.0f} s.")
+        if self._reported is not None:
+            self._events.note(self._reported[0], f"Pulsar is back after {now_s - self._since_s:.0f} s.")
         logger.info("{}", words)
-        self._message, self._reported = "", False
+        self._message, self._reported = "", None
 
-    def _report(self, reason: Reason, message: str) -> None:
-        if not self._reported:
-            self._reported = True
+    def _report(self, reason: Reason, message: str, now_s: float) -> None:
+        if self._reported is None or self._reported[0] != reason or now_s - self._reported[1] > REPORTED_EACH_S:
+            self._reported = (reason, now_s)
             self._events.warn(reason, message)
 
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from config import Settings
 
 _MOST_TOKENS = re.compile(rb'"max_(?:completion_)?tokens"\s*:\s*([0-9]{1,7})')
+_UNHEARD = {"upstream_refused", "upstream_reset", "upstream_timeout"}
 _AWAY = {"upstream_unresolved", "upstream_tls"}  # throttled as well, but it has nothing to do with how much was asked
 
 
@@ -54,11 +55,14 @@ class Upstream:
 
     def ended(self, outcome: Outcome) -> None:
         now_s = time.monotonic()
+        error = outcome.error or {}
+        if outcome.upstream_sent_ms is None or (outcome.end == "retry" and error.get("code") in _UNHEARD):
+            self._budget.unsent(outcome.number, now_s)
+            return
         if outcome.end != "throttle":
             tokens = outcome.prompt_tokens + outcome.completion_tokens
             self._budget.ended(outcome.number, tokens or None, now_s)
             return
-        error = outcome.error or {}
         self._budget.refused(outcome.number, outcome.wait_s, now_s, over_limit=error.get("code") not in _AWAY)
         self._refusals.meet(str(error.get("message")), now_s)
 

@@ -212,7 +212,8 @@ def test_every_end_has_its_record(pulsar: Broker, upstream: Upstream) -> None:
 @pytest.mark.parametrize("form", ["text", "json"])
 def test_a_key_is_in_no_log_record_or_dead_letter(pulsar: Broker, upstream: Upstream, form: str) -> None:
     """Though a request's body holds it, and the upstream's errors and answers echo it; with DEBUG on."""
-    given = {"LOG_FORMAT": form, "ON_TROUBLE": "answer", "UPSTREAM_MODEL": f"of-{KEY}", "MAX_ATTEMPTS": "2", "REQUEST_TTL_S": "6"}
+    given: dict[str, Any] = {"LOG_FORMAT": form, "ON_TROUBLE": "answer", "MAX_ATTEMPTS": "2", "REQUEST_TTL_S": "6"}
+    given["UPSTREAM_MODEL"] = f"of-{KEY}"
     scenery = scene_of(pulsar, upstream, DEBUG="true", **given)
     with scenery as scene, Requester() as away:
         away.stop()

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from ipc.messages import Level
 from limits.budget import LONGEST_PAUSE_S, STUCK_S, UNLIMITED, Budget
 from limits.headers import levels
-from limits.pacer import Pacer
+from limits.pacer import LONGEST_DEBT_S, Pacer
 from limits.steering import Refill
 
 RPM, BURST = 600, 10
@@ -315,6 +315,33 @@ def test_an_upstream_that_is_away_does_not_change_the_pace() -> None:
     assert budget.room(2.1) == UNLIMITED
 
 
+def test_a_limit_that_was_set_is_kept_to_however_slow_it_is() -> None:
+    budget, sent, now_s = Budget(random.Random(1), rpm=1), 0, 0.0
+    while now_s < 600:
+        if budget.room(now_s) and budget.may_send(100.0, now_s):
+            budget.dispatched(sent, 100.0, now_s)
+            budget.ended(sent, None, now_s)
+            sent += 1
+        now_s += 0.5
+    assert 9 <= sent <= 11
+
+
+def test_an_absurd_figure_does_not_close_the_node_for_long() -> None:
+    budget = Budget(random.Random(1), tpm=100_000)
+    budget.dispatched(1, 100.0, 0.0)
+    budget.ended(1, 1e15, 1.0)
+    assert budget.next_change_s(1.0) <= 2 * LONGEST_DEBT_S
+
+
+def test_what_never_reached_the_upstream_ends_no_probe() -> None:
+    budget = Budget(random.Random(1))
+    budget.dispatched(1, 0.0, 0.0)
+    budget.refused(1, 1.0, 0.1)
+    budget.dispatched(2, 0.0, 2.0)
+    budget.unsent(2, 2.1)
+    assert budget.room(2.1) == 0 and budget.room(10.0) == 1
+
+
 number = st.floats(allow_nan=False, allow_infinity=False, min_value=0, max_value=1e12)
 level = st.none() | st.builds(Level, number, st.none() | number, st.none() | number)
 event = st.tuples(st.sampled_from(["told", "ended", "refused"]), level, level, st.none() | st.floats(0.001, 120), st.floats(0, 30))
@@ -335,7 +362,8 @@ def test_whatever_is_heard_room_comes_back(events: list[tuple[str, Level | None,
             asked_until_s = max(asked_until_s, now_s + 1.1 * (wait_s or LONGEST_PAUSE_S))
         assert 0 <= budget.room(now_s) <= UNLIMITED
         assert math.isfinite(budget.next_change_s(now_s))
-    later_s = max(now_s + STUCK_S, asked_until_s) + 1
+    honest_s = LONGEST_DEBT_S + 120 if rpm or tpm else STUCK_S  # what somebody set is kept to
+    later_s = max(now_s + honest_s, asked_until_s) + 1
     assert budget.room(later_s) > 0 and budget.may_send(1e9, later_s)
 
 

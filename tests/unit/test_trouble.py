@@ -141,7 +141,8 @@ def test_a_probe_without_an_answer_is_given_up(told: Told) -> None:
     of = trouble(told)
     of.doubt(0.0)
     of.asked(CHILD, 0.0)
-    assert of.probe_due(PROBED_WITHIN_S + 1, [CHILD]) == Probe(asks=True)
+    assert of.probe_due(PROBED_WITHIN_S + 1, [CHILD]) is None
+    assert of.probe_due(PROBED_WITHIN_S + 1000, [CHILD]) == Probe(asks=True)
 
 
 def test_at_start_the_upstream_is_only_connected_to(told: Told) -> None:
@@ -201,3 +202,31 @@ def test_a_refused_token_is_reported_at_once(told: Told) -> None:
     queue = QueueTroubles(told)  # type: ignore[arg-type]
     queue.meet("Pulsar refuses the token: check PULSAR_TOKEN", True, 1.0)
     assert told.warnings == [("AuthenticationError", "Pulsar refuses the token: check PULSAR_TOKEN")]
+
+
+def test_an_upstream_that_was_never_reached_is_only_connected_to_and_steadily(told: Told) -> None:
+    of, now_s = trouble(told, checks_start=True), 0.0
+    while not of.is_hopeless:
+        now_s = next_probe_s(of, now_s)
+        of.asked(CHILD, now_s)
+        of.heard(Probed(AWAY), now_s)
+    for _ in range(8):
+        due_s = next_probe_s(of, now_s)
+        assert due_s - now_s <= 1.3 * RECHECK_S + 1 and of.probe_due(due_s, [CHILD]) == Probe(asks=False)
+        of.asked(CHILD, due_s)
+        of.heard(Probed(AWAY), due_s)
+        now_s = due_s
+    of.heard(Probed(), now_s)
+    assert not of.word
+
+
+def test_a_token_that_is_refused_after_pulsar_was_away_is_another_report(told: Told) -> None:
+    queue = QueueTroubles(told)  # type: ignore[arg-type]
+    queue.over(0.0, "subscribed")
+    queue.meet("away", False, 0.0)
+    queue.look(1 + QUEUE_AWAY_S)
+    queue.meet("refuses the token", True, 2 + QUEUE_AWAY_S)
+    queue.meet("refuses the token", True, 3 + QUEUE_AWAY_S)
+    assert [reason for reason, _ in told.warnings] == ["MessageQueueConnectionError", "AuthenticationError"]
+    queue.meet("refuses the token", True, 1000.0)
+    assert len(told.warnings) == 3, "said anew to who may have changed something since"
