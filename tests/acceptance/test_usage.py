@@ -213,8 +213,9 @@ def test_every_end_has_its_record(pulsar: Broker, upstream: Upstream) -> None:
 def test_a_key_is_in_no_log_record_or_dead_letter(pulsar: Broker, upstream: Upstream, form: str) -> None:
     """Though a request's body holds it, and the upstream's errors and answers echo it; with DEBUG on."""
     scenery = scene_of(
-        pulsar, upstream, DEBUG="true", LOG_FORMAT=form, ON_TROUBLE="answer", UPSTREAM_MODEL=f"of-{KEY}", MAX_ATTEMPTS="2", REQUEST_TTL_S="6"
-    )
+        pulsar, upstream, DEBUG="true", LOG_FORMAT=form, ON_TROUBLE="answer", UPSTREAM_MODEL=f"of-{KEY}", MAX_ATTEMPTS="2",
+        REQUEST_TTL_S="6",
+    )  # fmt: skip
     with scenery as scene, Requester() as away:
         away.stop()
         escaped = "".join(f"\\u{ord(letter):04x}" for letter in KEY)

@@ -27,9 +27,10 @@ def main() -> None:
     parser.add_argument("--everybody", default="", help="a behaviour for all requests, whatever they ask for")
     parser.add_argument("--slots", type=int, default=4, help="total_slots of /props")
     parser.add_argument("--loading-s", type=float, default=0.0, help="answer 503 'Loading model' for so long")
+    parser.add_argument("--tally", default="", help="a file to which the tokens of each completion are appended")
     given = parser.parse_args()
     with contextlib.suppress(KeyboardInterrupt):
-        asyncio.run(_serve(Server(given.key, given.slots, given.loading_s, given.everybody), given.port))
+        asyncio.run(_serve(Server(given.key, given.slots, given.loading_s, given.everybody, given.tally), given.port))
 
 
 if __name__ == "__main__":
