@@ -177,8 +177,11 @@ class Settings:
         0, _whole(1, 65535), "port, on HOST, for /livez and /readyz of the node", shown_default="none"
     )
     log_format: str = variable("text", _choice("text", "json"), "text or json")
-    aimodel_name: str = variable("", _text, "the Kubernetes AIModel that this node serves, named in the usage records")
-    aimodel_namespace: str = variable("", _text, "its namespace")
+    aimodel_name: str = variable("", _text, "the Kubernetes AIModel that this node serves: named in the usage records, and its Events say when the node is broken")
+    kubernetes_service_host: str = variable(
+        "", _text, "set by Kubernetes in every pod: a trouble that would end the node with 78 keeps it up there, not ready"
+    )
+    aimodel_namespace: str = variable("", _text, "its namespace; where it is unset, Events go to the pod's own, or to default")
     port: int = variable(
         0, _whole(1, 65535), "port of the gateway; where set, the node starts one",
         shown_default="no gateway; python -m gateway: 8081",
@@ -203,6 +206,11 @@ class Settings:
     request_ttl_s: float = variable(
         300.0, _seconds, "a request older than this, from its first publish, is refused rather than computed"
     )
+    rate_limit_rpm: int = variable(
+        0, _whole(1, 100_000_000), "requests a minute that this node may send to the API, where the API does not tell by itself",
+        shown_default="what x-ratelimit-* headers and 429s tell",
+    )
+    rate_limit_tpm: int = variable(0, _whole(1, 100_000_000), "tokens a minute, likewise", shown_default="likewise")
     max_attempts: int = variable(3, _whole(1, 100), "how often a request is tried before it is answered with the error")
     child_memory_limit_mb: int = variable(
         1024, _whole(64, 1 << 20), "a backend child over this, its model server not counted, ends what it has and is replaced"
@@ -211,6 +219,9 @@ class Settings:
     on_trouble: str = variable(
         "hold", _choice("hold", "answer"),
         "when the node can serve nobody: hold gives requests back for other nodes, answer answers with the error",
+    )
+    recheck_s: float = variable(
+        60.0, _seconds, "how soon an upstream that serves this node no more is looked at again; up to ten times as long later"
     )
     ca_bundle: str = variable("", _readable_file, "certificates to trust instead of the system's (PEM)")
 

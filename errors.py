@@ -16,6 +16,9 @@ from typing import Any, Literal
 
 import msgspec
 
+from redaction import public
+from redaction import redact as redact  # what others log and report is cleaned with it too
+
 ErrorObject = dict[str, Any]  # {"message", "type", "param", "code"}
 
 
@@ -70,6 +73,13 @@ Kind = Literal[
 ]
 
 
+Phase = Literal[
+    "starting",  # the upstream has never answered this node
+    "waiting",  # the requester has seen nothing yet
+    "begun",  # a part of the answer is with the requester
+]
+
+
 @dataclass(frozen=True)
 class Failure:
     """What an upstream did wrong. `body`: of an error status or the error event; `headers`: names in lower case."""
@@ -83,12 +93,14 @@ class Failure:
 
 @dataclass(frozen=True)
 class Verdict:
-    """`error`: for the requester; `reason`: of the Kubernetes Event, where one is due; `wait_s`: as upstream asked."""
+    """`error`: for the requester; `reason`: of the Kubernetes Event, where one is due; `wait_s`: as upstream asked;
+    `confirm`: one answer is too little to believe this of the whole node; it is to be asked for again first."""
 
     scope: Scope
     error: ErrorObject
     reason: str | None = None
     wait_s: float | None = None
+    confirm: bool = False
 
 
 def error_object(message: str, type_: str, code: str | int | None = None, param: str | None = None) -> ErrorObject:
@@ -98,17 +110,34 @@ def error_object(message: str, type_: str, code: str | int | None = None, param:
 
 _QUOTA = re.compile(
     r"insufficient_quota|credit_balance_exhausted|spend_limit_exceeded|organization_usage_limit_exceeded"
-    r"|billing_not_active|billing_hard_limit_reached|insufficient.balance"
+    r"|billing_not_active|billing_hard_limit_reached|insufficient.balance|\bcredit_limit\b"
 )
 _TOO_LARGE = re.compile(r"request too large|\blimit \d[\d,]*, requested \d", re.IGNORECASE)
-_THROTTLE = {"rate_limit_exceeded", "slow_down", "tokens", "requests", "rate_limit_error"}
+_THROTTLE = {"rate_limit_exceeded", "slow_down", "tokens", "requests", "rate_limit_error", "rate_limit", "ratelimitreached"}
 _CONTEXT = {"context_length_exceeded", "exceed_context_size_error"}
-_KEY_REFUSED = {"invalid_api_key", "ip_not_authorized", "account_deactivated", "unsupported_country_region_territory"}
+_KEY_REFUSED = {
+    "invalid_api_key", "ip_not_authorized", "account_deactivated", "unsupported_country_region_territory",
+    "organization_restricted", "authenticationtypedisabled", "permissiondenied",
+}  # fmt: skip
 _NAMES_OF_401 = {"authentication_error", "invalid_request_error", "invalid_authentication", "invalid_authentication_error"}
+_NAMES_OF_A_REQUESTS_403 = {"invalid_request_error", "content_policy_violation", "content_filter", "responsibleaipolicyviolation"}
+_NOT_SERVED = {
+    "model_not_found", "model_not_available", "model_decommissioned", "deploymentnotfound", "unknown_url",
+    "model_permission_blocked_project", "model_permission_blocked_org",
+}  # fmt: skip
+# Words count from their beginning only: further on, vendors quote what the requester sent.
+_NO_MONEY_WORDS = re.compile(r"out of call volume quota", re.IGNORECASE)
+_KEY_REFUSED_WORDS = re.compile(r"unauthorized: invalid api key|access denied due to (?:invalid subscription key|virtual network)", re.I)
+_NOT_SERVED_WORDS = re.compile(
+    r"the model `[^`]*` does not exist|model not exist$|model [\"'][^\"']*[\"'] not found"
+    r"|the api deployment for this resource does not exist|invalid url \(",
+    re.IGNORECASE,
+)
 _RETRY_STATUS = {408, 409}  # and all from 500 on but 501
+_CAPACITY_STATUS = 498  # Groq's: the flex tier is full
 _RETRY_NAMES = {
-    "server_error", "server_is_overloaded", "overloaded_error", "internal_server_error", "service_unavailable",
-    "service_unavailable_error", "unavailable_error", "api_error", "timeout",
+    "server_error", "server_is_overloaded", "overloaded_error", "internal_server_error", "internalservererror",
+    "service_unavailable", "service_unavailable_error", "unavailable_error", "api_error", "timeout",
 }  # fmt: skip
 _WORDS: dict[str, str] = {
     "refused": "The upstream refused the connection.",
@@ -123,44 +152,75 @@ _LONGEST_MESSAGE = 4000
 _LONGEST_NAME = 200
 
 
-def verdict(failure: Failure, secrets: tuple[str, ...] = (), now_s: float | None = None) -> Verdict:
+def verdict(failure: Failure, secrets: tuple[str, ...] = (), now_s: float | None = None, phase: Phase = "waiting") -> Verdict:
     """What to do about a failure of the upstream. `secrets`: strings to take out of its words; `now_s`: UTC seconds,
     the clock's where it is not given."""
-    if failure.kind in _WORDS:
-        type_ = "timeout" if failure.kind == "timeout" else "server_error"
-        error = error_object(_WORDS[failure.kind], type_, f"upstream_{failure.kind}")
-        # Unresolved names and broken TLS pass by themselves once the node has served: no reason for an Event.
-        return Verdict(Scope.THROTTLE if failure.kind in ("unresolved", "tls") else Scope.RETRY, error)
+    judged = _unanswered(failure, phase) if failure.kind in _WORDS else _answered(failure, secrets, now_s)
+    return Verdict(Scope.REQUEST, judged.error) if phase == "begun" else judged
+
+
+def _unanswered(failure: Failure, phase: Phase) -> Verdict:
+    type_ = "timeout" if failure.kind == "timeout" else "server_error"
+    error = error_object(_WORDS[failure.kind], type_, f"upstream_{failure.kind}")
+    if phase == "starting" and failure.kind in ("refused", "unresolved", "tls"):
+        return Verdict(Scope.NODE, error, "ConfigurationError", confirm=True)  # it may only be starting itself
+    # Unresolved names and broken TLS pass by themselves once the node has served: no reason for an Event.
+    return Verdict(Scope.THROTTLE if failure.kind in ("unresolved", "tls") else Scope.RETRY, error)
+
+
+def _answered(failure: Failure, secrets: tuple[str, ...], now_s: float | None) -> Verdict:
     fields, message = _look_into(failure.body)
-    scope, reason = _judge(_status(failure, fields), fields, message)
+    status = _status(failure, fields)
+    scope, reason, confirm = _judge(status, _names(fields), message or _line(failure.body))
     scope = _overridden(scope, failure.headers.get("x-should-retry", ""))
     waits = scope in (Scope.THROTTLE, Scope.RETRY)
     wait_s = _asked_wait_s(failure.headers, time.time() if now_s is None else now_s) if waits else None
     error = _error_for_requester(failure, fields, message, secrets)
     if reason == "APIQuotaExceededError" and http_status(error) != 429:
         error["code"] = "insufficient_quota"  # in the vendor's words it would read as the requester's mistake, or pass for a fault
-    return Verdict(scope, error, reason, wait_s)
+    return Verdict(scope, error, reason, wait_s, confirm)
 
 
-def _judge(status: int | None, fields: dict[str, Any], message: str) -> tuple[Scope, str | None]:
-    """The table, by what the upstream said itself. `status` None: an error inside a stream, its names alone decide."""
-    names = {str(fields[name]).lower() for name in ("type", "code") if isinstance(fields.get(name), str)}
-    if any(_QUOTA.search(name) for name in names) or status == 402 or (status == 429 and _QUOTA.search(message.lower())):
-        return Scope.NODE, "APIQuotaExceededError"
+def _judge(status: int | None, names: set[str], words: str) -> tuple[Scope, str | None, bool]:
+    """The table, by what the upstream said itself: scope, reason, whether to confirm it. `status` None: an error inside a
+    stream, its names alone decide."""
+    if _is_out_of_money(status, names, words):
+        return Scope.NODE, "APIQuotaExceededError", False
     if names & _CONTEXT:
-        return Scope.REQUEST, None
-    if status == 429 or names & _THROTTLE:
+        return Scope.REQUEST, None, False
+    if status in (429, _CAPACITY_STATUS) or names & _THROTTLE:
         # "Limit 30000, Requested 45000": no wait will make it fit.
-        return (Scope.REQUEST if _TOO_LARGE.search(message) else Scope.THROTTLE), None
+        return (Scope.REQUEST if _TOO_LARGE.search(words) else Scope.THROTTLE), None, False
     if names & _KEY_REFUSED or (status == 401 and names & _NAMES_OF_401):
-        return Scope.NODE, "AuthenticationError"
-    if "model_not_found" in names and status in (403, 404, None):
-        return Scope.NODE, "ConfigurationError"  # the model's name comes from the node's own configuration
+        return Scope.NODE, "AuthenticationError", False
+    if _is_not_served(status, names, words):
+        return Scope.NODE, "ConfigurationError", False
+    if status in (401, 403) and not names & _NAMES_OF_A_REQUESTS_403:
+        return Scope.NODE, "AuthenticationError", not _KEY_REFUSED_WORDS.match(words)
+    return _by_status(status, names), None, False
+
+
+def _is_out_of_money(status: int | None, names: set[str], words: str) -> bool:
+    said = (status == 429 and _QUOTA.search(words.lower())) or (status == 403 and _NO_MONEY_WORDS.match(words))
+    return status == 402 or bool(said) or any(_QUOTA.search(name) for name in names)
+
+
+def _is_not_served(status: int | None, names: set[str], words: str) -> bool:
+    """The model's name and the path come from the node's own configuration."""
+    said = status in (400, 404) and _NOT_SERVED_WORDS.match(words)
+    return bool(said) or (status in (400, 403, 404, None) and bool(names & _NOT_SERVED))
+
+
+def _by_status(status: int | None, names: set[str]) -> Scope:
     if status is None:
-        return (Scope.RETRY if names & _RETRY_NAMES or not names else Scope.REQUEST), None
+        return Scope.RETRY if names & _RETRY_NAMES or not names else Scope.REQUEST
     if status in _RETRY_STATUS or (status >= 500 and status != 501):  # 501: llama.cpp was not built or started for it
-        return Scope.RETRY, None
-    return Scope.REQUEST, None
+        return Scope.RETRY
+    return Scope.REQUEST
+
+
+def _names(fields: dict[str, Any]) -> set[str]:
+    return {str(fields[name]).lower() for name in ("type", "code") if isinstance(fields.get(name), str)}
 
 
 def _status(failure: Failure, fields: dict[str, Any]) -> int | None:
@@ -190,8 +250,8 @@ def _look_into(body: bytes) -> tuple[dict[str, Any], str]:
         return {}, ""
     if isinstance(found, list) and found:
         found = found[0]
-    if isinstance(found, dict):
-        found = found.get("error") or found
+    if isinstance(found, dict) and isinstance(inner := found.get("error"), dict | str) and inner:
+        found = inner
     if isinstance(found, str):
         return {}, found
     fields = found if isinstance(found, dict) else {}
@@ -199,21 +259,22 @@ def _look_into(body: bytes) -> tuple[dict[str, Any], str]:
     return fields, said if isinstance(said, str) else msgspec.json.encode(said).decode()
 
 
-def _plain_text(body: bytes) -> str:
-    """A short line, as proxies send it, behind a colon; of a page there is nothing to show."""
+def _line(body: bytes) -> str:
+    """A short line, as proxies send it; of a page there is nothing to show."""
     text = body[:1000].decode("utf-8", "replace").strip()
-    return f": {text}" if text and text.isprintable() and not text.startswith("<") and len(text) <= 300 else "."
+    return text if text.isprintable() and not text.startswith("<") and len(text) <= 300 else ""
 
 
 def _error_for_requester(failure: Failure, fields: dict[str, Any], message: str, secrets: tuple[str, ...]) -> ErrorObject:
     def name(key: str) -> str | None:
         value = fields.get(key)
-        return redact(value[:_LONGEST_NAME], secrets) if isinstance(value, str) and value else None
+        return public(value, secrets, _LONGEST_NAME) if isinstance(value, str) and value else None
 
-    message = message or f"The upstream answered {failure.detail}{_plain_text(failure.body)}"
+    line = _line(failure.body)
+    message = message or f"The upstream answered {failure.detail}" + (f": {line}" if line else ".")
     code, given = fields.get("code"), _as_status(fields.get("code"))
     error = error_object(
-        redact(_without(message, secrets)[:_LONGEST_MESSAGE]),
+        public(message, secrets, _LONGEST_MESSAGE),
         name("type") or _type_of(failure.status or given),
         name("code") or (code if isinstance(code, int) and not isinstance(code, bool) and abs(code) < 2**31 else None),
         name("param"),
@@ -228,28 +289,6 @@ def _type_of(status: int | None) -> str:
     if status is None or status >= 500:
         return "server_error"
     return by_status.get(status, "invalid_request_error")
-
-
-# Prefixes of keys with at least one figure or mask behind them, as in sk-ab***xyz; a masked key of any other form; a token
-# behind its scheme; a JWT, as Pulsar's tokens are. Bounds keep a long line from taking quadratic time.
-_KEY_LIKE = re.compile(
-    r"\b(?:sk|pk|rk|gsk|xai|hf|key|pplx|nvapi)[-_](?=[\w.*-]{0,100}[0-9*])[\w.*-]{5,}[\w*-]"
-    r"|(?<![\w-])[\w-]+\*{4,}[\w-]*|(?<!\*)\*{8,}[\w-]+"
-    r"|\b(?:bearer|basic)\s+(?=[\w.~+/*-]{0,100}[0-9*])[\w.~+/*-]{6,}=*|\bbearer\s+[\w.~+/*-]{16,}=*"
-    r"|\beyJ[\w-]{8,}(?:\.[\w-]+){1,2}",
-    re.ASCII | re.IGNORECASE,
-)
-
-
-def redact(text: str, secrets: tuple[str, ...] = ()) -> str:
-    """`text` without the given secrets and without anything shaped like a key (upstreams echo parts of it)."""
-    return _KEY_LIKE.sub("[redacted]", _without(text, secrets))
-
-
-def _without(text: str, secrets: tuple[str, ...]) -> str:
-    for secret in sorted(filter(None, secrets), key=len, reverse=True):  # one may be the beginning of another
-        text = text.replace(secret, "[redacted]")
-    return text
 
 
 def _asked_wait_s(headers: dict[str, str], now_s: float) -> float | None:
@@ -288,13 +327,13 @@ def _bucket_wait_s(headers: dict[str, str]) -> float | None:
     """Of the buckets that are empty. A reset says when a bucket is full again: a tenth of it brings a tenth back."""
     waits = []
     for what in ("requests", "tokens"):
-        reset_s = _go_duration_s(headers.get(f"x-ratelimit-reset-{what}", ""))
+        reset_s = go_duration_s(headers.get(f"x-ratelimit-reset-{what}", ""))
         if reset_s and headers.get(f"x-ratelimit-remaining-{what}") == "0":
             waits.append(reset_s / 10)
     return max(waits, default=None)
 
 
-def _go_duration_s(value: str) -> float | None:
+def go_duration_s(value: str) -> float | None:
     """`1s`, `6m0s`, `12ms`, and Azure's bare seconds."""
     if not re.fullmatch(r"(?:[0-9]{1,9}(?:\.[0-9]{1,9})?(?:ms|h|m|s))+|[0-9]{1,9}", value):
         return None
@@ -307,7 +346,7 @@ _STATUS_BY_CODE = {
     "ip_not_authorized": 401,
     "unsupported_country_region_territory": 403,
     "content_policy_violation": 400,
-    "model_not_found": 404,
+    **dict.fromkeys(_NOT_SERVED, 404),
     "rate_limit_exceeded": 429,
     "request_too_large": 413,
     "slow_down": 503,

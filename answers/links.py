@@ -132,16 +132,17 @@ class Link:
     def _hear_all(self) -> None:
         """Raises OSError at the link's end, and where nothing comes any more."""
         heard_s = time.monotonic()
-        while (now_s := time.monotonic()) - heard_s < SILENT_AFTER_S:
+        while True:
             frames = self._socket.receive(PING_EACH_S)
-            if not frames:
+            if frames:
+                heard_s = time.monotonic()
+            elif time.monotonic() - heard_s > SILENT_AFTER_S:
+                raise TimeoutError(f"the gateway said nothing for {SILENT_AFTER_S:g} s")
+            else:
                 self._socket.ping()
-                continue
-            heard_s = now_s
             for frame in frames:
                 if frame.opcode is Opcode.TEXT:
                     self._hear(bytes(frame.data))
-        raise TimeoutError(f"the gateway said nothing for {SILENT_AFTER_S:g} s")
 
     def _hear(self, text: bytes) -> None:
         try:

@@ -10,11 +10,20 @@ import threading
 import time
 from collections.abc import Callable
 
+LOOK_EACH_S = 0.005
 MARGIN_S = 5.0  # what a step may take beyond its own time-outs, on a machine that is short of everything
 
 
 def _say_nothing() -> None:
     return
+
+
+class Lease:
+    """Until when (monotonic) the supervisor's word holds that this process's requests are its own. One that was stopped
+    past it may find them answered by others."""
+
+    def __init__(self) -> None:
+        self.until_s = math.inf
 
 
 class Run:
@@ -28,6 +37,7 @@ class Run:
         self.by_s = math.inf
         self.begun = False
         self.ended: Exception | None = None
+        self.lease = Lease()
         self.changed = threading.Condition()
         self._announce = announce
         self._handle: socket.socket | None = None
@@ -55,7 +65,10 @@ class Run:
     # by its worker
 
     def check(self) -> None:
-        """Raises what it was ended for."""
+        """Raises what it was ended for. Where the lease is over, whoever listens to the supervisor is about to renew it, or
+        to end all runs: nothing may go out before that is known."""
+        while self.ended is None and time.monotonic() > self.lease.until_s:
+            time.sleep(LOOK_EACH_S)
         if self.ended is not None:
             raise self.ended
 

@@ -56,7 +56,7 @@ class FrameSocket:
         self.idle_since_s = 0.0
         self._lock = threading.Lock()
         self._asked: deque[tuple[bytes, float]] = deque()  # pings without their pong, and when they were sent
-        self._answered_s = 0.0
+        self._answered_s = self._looked_s = 0.0
         deadline_s = time.monotonic() + CONNECT_TIMEOUT_S
         uri = _parsed(url)
         self._protocol = ClientProtocol(uri)
@@ -118,12 +118,13 @@ class FrameSocket:
         return self._unless_busy(lambda: self._take_what_came() and self._ping_if_due())
 
     def silent_for_s(self) -> float:
-        """How long a ping has been waiting for any pong. A slow reader answers late, but answers one after the other."""
+        """How long a ping had been waiting for any pong when this side last looked, not until now: a process that was
+        stopped meanwhile has its pongs still unread. A slow reader answers late, but answers one after the other."""
         try:
             _, asked_s = self._asked[0]
         except IndexError:
             return 0.0
-        return time.monotonic() - max(asked_s, self._answered_s)
+        return self._looked_s - max(asked_s, self._answered_s)
 
     def receive(self, timeout_s: float) -> list[Frame]:
         """What came in by itself, control frames too; [] where nothing did in time. Raises OSError once it is closed."""
@@ -153,11 +154,16 @@ class FrameSocket:
             self._lock.release()
 
     def _take_what_came(self) -> bool:
+        looks_s = time.monotonic()
+        while self._protocol.state is State.OPEN and self._has_come():
+            self._read(time.monotonic() + WRITE_TIMEOUT_S)
+        self._looked_s = looks_s
+        return self._protocol.state is State.OPEN
+
+    def _has_come(self) -> bool:
         poll = select.poll()
         poll.register(self._socket.fileno(), select.POLLIN)
-        while self._protocol.state is State.OPEN and poll.poll(0):
-            self._read(time.monotonic() + WRITE_TIMEOUT_S)
-        return self._protocol.state is State.OPEN
+        return bool(poll.poll(0))
 
     def _ping_if_due(self) -> bool:
         if not self._asked or time.monotonic() - self._asked[-1][1] >= PING_EACH_S:
@@ -203,9 +209,9 @@ class FrameSocket:
     def _read(self, deadline_s: float) -> list[Frame]:
         """Wait for bytes, answer what they ask. Raises OSError."""
         left_s = deadline_s - time.monotonic()
-        if left_s <= 0:
+        if left_s <= 0 and not self._has_come():
             raise TimeoutError("the other side says nothing")
-        self._wait_at_most(left_s)
+        self._wait_at_most(max(left_s, 0.001))
         data = self._socket.recv(_READ_BYTES)
         if data:
             self._protocol.receive_data(data)

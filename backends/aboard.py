@@ -7,7 +7,7 @@ import time
 from collections import OrderedDict
 
 from answers.endpoint import RequesterGone
-from answers.run import Run
+from answers.run import Lease, Run
 
 MAX_EARLY = 10_000
 LOOK_EACH_S = 0.01
@@ -22,9 +22,11 @@ class Aboard:
         self._early: OrderedDict[str, None] = OrderedDict()
         self._late_since_s: dict[int, float] = {}
         self._over: Exception | None = None
+        self.lease = Lease()
         self._lock = threading.Lock()
 
     def add(self, run: Run) -> Run:
+        run.lease = self.lease
         with self._lock:
             self._runs[run.number] = run
             over = self._over

@@ -7,8 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit, urlunsplit
 
-import msgspec
-
+from answers.run import Run
 from backends import chunks
 from backends.base import Account, Call, Sink
 from backends.body import Body, Habits
@@ -48,6 +47,9 @@ class ApiBackend:
     def start(self) -> int:
         return 0
 
+    def reach(self, run: Run) -> None:
+        self._transport.connect(run)
+
     def check(self) -> None:
         return
 
@@ -72,6 +74,7 @@ class ApiBackend:
             answer_by_s = min(time.monotonic() + self._patience_s(stream), call.deadline_at_s)
             data = body.for_upstream(model=self._settings.upstream_model, stream=stream, habits=habits)
             with self._transport.post(data, call.run, answer_by_s=answer_by_s) as response:
+                account.head(response.headers)
                 if response.status == 200:
                     self._relay(call, body, response, sink, account, answer_by_s)
                     self._habits = replace(habits, stream=True) if response.is_event_stream and not stream else habits
@@ -113,11 +116,13 @@ def relay_whole(whole: bytes, call: Call, body: Body, sink: Sink, account: Accou
     """A whole completion to a requester of either kind. Raises Garbled, UpstreamFailed."""
     whole = chunks.compact(whole)
     peek = chunks.look(whole)
-    if peek.error:
+    if peek.failed:
         raise UpstreamFailed(Failure("stream_error", "an error object with status 200", None, whole))
     if not peek.choices:
         raise chunks.Garbled(f"a completion without choices: {whole[:200]!r}")
-    account.upstream_model = peek.model if isinstance(peek.model, str) else None
+    if any(choice.message is None for choice in peek.choices):
+        raise chunks.Garbled(f"a choice without a message: {whole[:200]!r}")
+    account.upstream_model = peek.model_name
     account.output(chunks.text_of(peek))
     if peek.reported:
         account.reported(peek.reported)
@@ -190,20 +195,16 @@ class _StreamRelay:
 
     def _chunk(self, data: bytes) -> None:
         peek = chunks.look(data)
-        if peek.error:
+        if peek.failed:
             raise UpstreamFailed(Failure("stream_error", "an error inside the stream", None, data))
         self._take_account(peek)
         if self._assembler is not None:
             self._assembler.add(data)
-        elif self._wants_usage or peek.usage is msgspec.UNSET:
-            self._sink.chunk(data)
-        elif peek.choices or not peek.usage:
-            self._sink.chunk(chunks.without_usage(data))
-        # else: the chunk that only brings the usage, which the node asked for and the requester did not
+        elif (chunk := chunks.for_requester(data, peek, wants_usage=self._wants_usage)) is not None:
+            self._sink.chunk(chunk)
 
     def _take_account(self, peek: chunks.Peek) -> None:
-        if peek.model and isinstance(peek.model, str):
-            self._account.upstream_model = peek.model
+        self._account.upstream_model = peek.model_name or self._account.upstream_model
         if peek.choices:
             self._account.output(chunks.text_of(peek))
             for choice in peek.choices:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
@@ -40,12 +41,18 @@ class Account:
     upstream_sent_ms: float | None = None
     first_token_ms: float | None = None
     last_token_ms: float | None = None
+    on_head: Callable[[Mapping[str, str]], None] | None = field(default=None, repr=False)
     _prompt_characters: int = field(default=0, repr=False)
     _output_characters: int = field(default=0, repr=False)
 
     def sent(self, prompt_characters: int) -> None:
         self.upstream_sent_ms = now_ms()
         self._prompt_characters = prompt_characters
+
+    def head(self, headers: Mapping[str, str]) -> None:
+        """Of an answer of the upstream's, good or not; names in lower case."""
+        if self.on_head is not None:
+            self.on_head(headers)
 
     def output(self, characters: int) -> None:
         """0 for a chunk that says nothing, as the first, which only names the role."""
@@ -86,6 +93,9 @@ class Backend(Protocol):
 
     def answer(self, call: Call, sink: Sink, account: Account) -> None:
         """Compute and hand to the sink as it comes. Raises UpstreamFailed, and what the sink or the run raises."""
+
+    def reach(self, run: Run) -> None:
+        """Connect to what it asks, without a request. Raises UpstreamFailed."""
 
     def check(self) -> None:
         """Called again and again: raises BackendUnusable once what it wraps has died."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import sys
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, NoReturn
 
@@ -20,10 +21,11 @@ from answers.endpoint import NodeStopped
 from backends.aboard import Aboard
 from backends.base import Backend, BackendUnusable
 from backends.late import LateDeliveries
+from backends.probe import probe
 from backends.work import Worker
 from errors import ExitCode
 from ipc.channel import ChannelBroken, ChildEnd, PipeEnd
-from ipc.messages import Alive, Lease, Ready, Refuse, Stop, Task, ToChild, Unusable
+from ipc.messages import Alive, Lease, Probe, Ready, Refuse, Stop, Task, ToChild, Unusable
 from ipc.spawned import leave_ending_to_supervisor
 from reporting.log import set_up_log
 
@@ -52,12 +54,13 @@ def main(settings: Settings, number: int, threads: int, reading: PipeEnd, writin
 
 class Child:
     def __init__(self, settings: Settings, backend: Backend, threads: int, channel: ChildEnd, lease_s: float) -> None:
-        self._backend, self._channel, self._lease_s = backend, channel, lease_s
+        self._settings, self._backend, self._channel, self._lease_s = settings, backend, channel, lease_s
         self._aboard = Aboard()
         couriers = Couriers(threads, settings.ca_bundle or None, self._aboard.cancel)
         self._worker = Worker(settings, backend, couriers, channel.send, LateDeliveries(), self._aboard)
         self._tasks = ThreadPoolExecutor(threads, thread_name_prefix="task")
         self._refusals = ThreadPoolExecutor(REFUSALS_AT_ONCE, thread_name_prefix="refusal")  # never behind the tasks
+        self._probes = ThreadPoolExecutor(1, thread_name_prefix="probe")
         self._stopped = threading.Event()
         self._giving_up = False
         self._ending = threading.Lock()
@@ -103,8 +106,11 @@ class Child:
 
     def _listen(self) -> None:
         """The only reader of the channel. Leaving it means that nobody is left to work for."""
+        lease = self._aboard.lease
+        lease.until_s = time.monotonic() + self._lease_s
         try:
             while messages := self._channel.receive(self._lease_s):
+                lease.until_s = time.monotonic() + self._lease_s
                 for message in messages:
                     if isinstance(message, Stop):
                         self._stopped.set()
@@ -121,6 +127,8 @@ class Child:
         if isinstance(message, Task):
             if not self._giving_up:  # else the supervisor counts it among what was aboard when this child ended
                 self._tasks.submit(self._worker.compute, message, self._worker.board(message))
+        elif isinstance(message, Probe):
+            self._probes.submit(lambda: self._channel.send(probe(self._backend, self._settings, message.asks)))
         elif isinstance(message, Lease):
             self._channel.send(Alive(self._aboard.overdue()))
         elif isinstance(message, Refuse):

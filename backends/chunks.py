@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 
 Usage = tuple[int, int]  # prompt tokens, completion tokens
+_LONGEST_NAME = 200
 _Fields = dict[str, Any]  # values: msgspec.Raw where they stay as they came
 
 
@@ -34,7 +35,20 @@ class Peek(msgspec.Struct, frozen=True):
     usage: Any = msgspec.UNSET
     timings: Any = None
     error: Any = None
+    object: Any = None
+    message: Any = None
     model: Any = None
+
+    @property
+    def failed(self) -> bool:
+        """An error object, also one that stands for itself, as vLLM's did."""
+        bare = self.choices is None and (self.object == "error" or isinstance(self.message, str))
+        return bool(self.error) or bare
+
+    @property
+    def model_name(self) -> str | None:
+        """It goes into records."""
+        return self.model[:_LONGEST_NAME] if self.model and isinstance(self.model, str) else None
 
     @property
     def reported(self) -> Usage | None:
@@ -102,10 +116,28 @@ def compact(data: bytes) -> bytes:
         raise Garbled(f"{error}: {data[:200]!r}") from None
 
 
-def without_usage(data: bytes) -> bytes:
-    """A chunk as the requester gets it who did not ask for `include_usage`."""
-    fields = _fields.decode(data)
-    fields.pop("usage", None)
+def for_requester(data: bytes, peek: Peek, *, wants_usage: bool) -> bytes | None:
+    """A chunk as the requester gets it, without the usage that the node alone asked for; None where nothing is left of it.
+
+    Clients look into `choices` and each `delta` without asking whether they are there. Raises Garbled."""
+    hides_usage = not wants_usage and peek.usage is not msgspec.UNSET
+    brings_usage = wants_usage and peek.usage
+    if (peek.choices is None and not brings_usage) or (not peek.choices and hides_usage and peek.usage):
+        return None
+    lacks = peek.choices is None or any(choice.delta is None for choice in peek.choices)
+    try:
+        return _mended(data, hides_usage) if hides_usage or lacks else data
+    except _UNREADABLE as error:
+        raise Garbled(f"{error!r}: {data[:200]!r}") from None
+
+
+def _mended(data: bytes, hides_usage: bool) -> bytes:
+    fields: _Fields = _fields.decode(data)
+    if hides_usage:
+        fields.pop("usage", None)
+    choices = _list_of_fields.decode(fields["choices"]) if _is_set(fields.get("choices")) else []
+    if any(not _is_set(choice.get("delta")) for choice in choices) or not choices:
+        fields["choices"] = [choice if _is_set(choice.get("delta")) else {**choice, "delta": {}} for choice in choices]
     return msgspec.json.encode(fields)
 
 

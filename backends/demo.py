@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from answers.run import Run
 from backends.base import Account, Call, Sink
 from backends.body import Body
 
@@ -25,6 +26,9 @@ class DemoBackend:
 
     def start(self) -> int:
         return 0
+
+    def reach(self, run: Run) -> None:
+        return
 
     def check(self) -> None:
         return

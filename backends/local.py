@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from answers.run import Run
 from backends.api import ApiBackend
 from backends.base import Account, BackendUnusable, Call, Sink
 from backends.body import Habits
@@ -33,6 +34,10 @@ class LocalBackend:
     def answer(self, call: Call, sink: Sink, account: Account) -> None:
         assert self._api is not None, "a request came before the model server was ready"
         self._api.answer(call, sink, account)
+
+    def reach(self, run: Run) -> None:
+        assert self._api is not None, "a probe came before the model server was ready"
+        self._api.reach(run)
 
     def check(self) -> None:
         if not self._server.alive():

@@ -73,6 +73,20 @@ class Transport:
                 raise UpstreamFailed(_failure(error)) from None
             raise
 
+    def connect(self, run: Run) -> None:
+        """One connection, verified where it is TLS, and kept for the next request. Raises UpstreamFailed."""
+        try:
+            with used_by(run):
+                connection = self._pool._get_conn()
+                connection.timeout = self._connect_timeout_s
+                if not connection.is_connected:
+                    connection.connect()
+            self._pool._put_conn(connection)
+        except (HTTPError, OSError) as error:
+            raise UpstreamFailed(_failure(error)) from None
+        finally:
+            run.let_go()
+
     def _sent(self, body: bytes, timeout: urllib3.Timeout) -> urllib3.BaseHTTPResponse:
         return self._pool.urlopen(
             "POST", self._target, body, self._headers, preload_content=False, redirect=False, timeout=timeout, retries=False

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +19,8 @@ from backends.overheard import Overheard
 from backends.transport import UpstreamFailed
 from errors import Scope, error_object, verdict
 from ipc.channel import ChannelBroken
-from ipc.messages import Begun, Computed, End, FromChild, Outcome, Refuse, Task
+from ipc.messages import Begun, Computed, End, FromChild, Outcome, Rates, Refuse, Task
+from limits.headers import levels
 
 if TYPE_CHECKING:
     from config import Settings
@@ -78,7 +79,13 @@ class Worker:
         if outcome is not None:
             self._report(outcome, piece)
 
+    def _pass_on_rates(self, number: int, headers: Mapping[str, str]) -> None:
+        requests, tokens = levels(headers)
+        if requests is not None or tokens is not None:
+            self._send(Rates(number, requests, tokens))
+
     def _computed(self, task: Task, piece: _Piece) -> Outcome | None:
+        piece.account.on_head = lambda headers: self._pass_on_rates(task.number, headers)
         try:
             way = self._way(piece)
             self._answer(task, piece, way)
@@ -111,10 +118,11 @@ class Worker:
 
     def _failed(self, piece: _Piece, way: Delivery, failed: UpstreamFailed) -> Outcome | None:
         number, failure = piece.run.number, failed.failure
-        judged = verdict(failure, self._settings.secrets)
+        judged = verdict(failure, self._settings.secrets, phase="begun" if piece.run.begun else "waiting")
         logger.debug("request {}: {} ({})", piece.run.request_id, failure.detail, judged.scope.value)
-        if judged.scope is not Scope.REQUEST and not piece.run.begun:
-            return Outcome(number, _END_BY_SCOPE[judged.scope], judged.error, judged.reason, judged.wait_s)
+        if judged.scope is not Scope.REQUEST:
+            end = _END_BY_SCOPE[judged.scope]
+            return Outcome(number, end, judged.error, judged.reason, judged.wait_s, confirm=judged.confirm)
         piece.account.close()
         way.fail(judged.error)
         return self._delivered(piece, way, "failed", judged.error)
@@ -158,6 +166,7 @@ class Worker:
                     outcome.number, outcome.end, outcome.error, outcome.reason, outcome.wait_s,
                     account.prompt_tokens, account.completion_tokens, account.tokens_source, account.upstream_model,
                     account.upstream_sent_ms, account.first_token_ms, account.last_token_ms, now_ms(), outcome.answer,
+                    confirm=outcome.confirm,
                 )
             )
         except ChannelBroken:

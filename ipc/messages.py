@@ -44,6 +44,13 @@ class Lease(msgspec.Struct, frozen=True, tag="lease"):
     """Supervisor → child: I live, and you may go on for a while (backends/child.py says for how long)."""
 
 
+class Probe(msgspec.Struct, frozen=True, tag="probe"):
+    """Supervisor → child: try the upstream, on nobody's behalf. `asks`: with a request of one token, where it is enough
+    otherwise that it can be connected to."""
+
+    asks: bool
+
+
 class Stop(msgspec.Struct, frozen=True, tag="stop"):
     """Supervisor → child: nothing more will come; end."""
 
@@ -81,6 +88,22 @@ class Computed(msgspec.Struct, frozen=True, tag="computed"):
     number: int
 
 
+class Level(msgspec.Struct, frozen=True):
+    """One bucket of the upstream's rate limit, as its headers tell it. `reset_s`: until it is full again."""
+
+    remaining: float
+    limit: float | None = None
+    reset_s: float | None = None
+
+
+class Rates(msgspec.Struct, frozen=True, tag="rates"):
+    """Child → supervisor, when the head of the upstream's answer came with any: an answer may take minutes to its end."""
+
+    number: int
+    requests: Level | None
+    tokens: Level | None
+
+
 End = Literal[
     "answered",  # the requester has its result
     "failed",  # the requester has an error object
@@ -95,7 +118,9 @@ End = Literal[
 
 
 class Outcome(msgspec.Struct, frozen=True, tag="outcome"):
-    """Child → supervisor: how one Task or Refuse ended. Exactly one for each that was not lost with its child."""
+    """Child → supervisor: how one Task or Refuse ended. Exactly one for each that was not lost with its child.
+
+    confirm: the trouble may be of this request alone: to be believed once a probe has met it too."""
 
     number: int
     end: End
@@ -111,7 +136,15 @@ class Outcome(msgspec.Struct, frozen=True, tag="outcome"):
     last_token_ms: float | None = None
     answered_ms: float | None = None
     answer: bytes | None = None
+    confirm: bool = False  # the trouble may be this request's alone: another should find it too before the node believes it
 
 
-ToChild = Task | Refuse | Lease | Stop
-FromChild = Ready | Alive | Unusable | Begun | Computed | Outcome
+class Probed(msgspec.Struct, frozen=True, tag="probed"):
+    """Child → supervisor: how the upstream took a Probe. `error` None: well; `reason`: it serves nobody of ours."""
+
+    error: dict[str, Any] | None = None
+    reason: str | None = None
+
+
+ToChild = Task | Refuse | Lease | Probe | Stop
+FromChild = Ready | Alive | Unusable | Begun | Computed | Probed | Rates | Outcome

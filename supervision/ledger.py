@@ -19,7 +19,7 @@ from collections.abc import Hashable
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
-REMEMBERED = 20_000
+REMEMBERED = 10_000  # a broker that lost acknowledgements with a connection gives the newest again, and at once
 Job = TypeVar("Job")
 
 

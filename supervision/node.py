@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import random
 import selectors
 import signal
@@ -15,41 +14,39 @@ from typing import TYPE_CHECKING
 
 from loguru import logger
 
-import backends.child
 from errors import ExitCode
-from ipc.messages import Begun, Computed, FromChild, Outcome, Ready, Stop, Unusable
+from ipc.messages import Begun, Computed, FromChild, Outcome, Probed, Rates, Ready, Stop, Unusable
 from messaging.client import close_in_time, leave
 from messaging.consumer import Consumer, Notice, ReceivingFailed
 from messaging.handshake import QueueTrouble
 from messaging.publisher import Publish, Publisher
-from supervision import services
-from supervision.children import BOOT_WITHIN_S, LONGEST_PAUSE_S, Child, Crew, Dead, Role
+from reporting.events import Events
+from supervision.children import LONGEST_PAUSE_S, Child, Crew, Dead
+from supervision.dispatch import Dispatcher
 from supervision.embedded import with_broker
 from supervision.journal import Journal
 from supervision.ledger import Line
 from supervision.limit import LocalLimit
 from supervision.mailbox import Mailbox
 from supervision.requests import Pushback, Requests
+from supervision.roles import BROKER, GATEWAY, backend_role, child_count, roles
 from supervision.status import Status
+from supervision.trouble import QueueTroubles, Spell, UpstreamTrouble, as_reason
+from supervision.upstream import Upstream
 
 if TYPE_CHECKING:
-    from broker.options import Options
     from config import Settings
 
 TICK_S = 0.5
-GATEWAY, BROKER = "gateway", "broker"
-THREADS_PER_CHILD = 64  # beyond, threads of one process starve each other of the interpreter's lock
-FIRST_THROTTLE_S = 1.0
-LONGEST_THROTTLE_S = 30.0
-MOST_DOUBLINGS = 10
 MOST_UNCONFIRMED = 1000  # ends that the queue has not taken: more would only be answered twice after a crash
-QUOTA_RECHECK_S = 60.0
 PROBE_EACH_S = 5.0  # while closed: is the oldest request past its time?
 PROBE_DELAY_S = 1.0
+CUT_WITHIN_S = 0.6  # after it too, for children to end streams by themselves
 ENDING_WITHIN_S = 1.5  # after the drain's deadline, for refusals and confirmations on their way
 CHILDREN_END_WITHIN_S = 5.0
 GATEWAY_ENDS_WITHIN_S = 3.5  # past the drain's deadline, for the errors to those that still wait
 QUEUE_CLOSES_WITHIN_S = 3.0
+EVENTS_WITHIN_S, LAST_EVENT_WITHIN_S = 2.0, 10.0  # the second where the node ends for what the Event tells
 
 
 @dataclass(frozen=True)
@@ -88,15 +85,19 @@ class Node:
         journal = Journal(Path(settings.state_dir) if settings.state_dir else None)
         self._requests = Requests(settings, self._publish, self._consumer.acknowledge, dice, journal)
         self._limit = LocalLimit(settings)
+        self._upstream = Upstream(settings, dice)
+        self._dispatcher = Dispatcher(self._crew, self._requests, self._upstream)
         self._status = Status(settings)
-        self._queue_trouble = "not subscribed yet"
+        self._events = Events(settings)
+        self._queue_troubles = QueueTroubles(self._events)
+        self._retries = Spell("attempts fail and are made again: {message}", "no attempt fails any more; {count} did, over {lasted_s} s")
+        checks_start = settings.node_type == "remote"
+        self._trouble = UpstreamTrouble(settings, self._events, dice, time.monotonic(), checks_start=checks_start)
         self._next_probe_s = time.monotonic() + PROBE_EACH_S
         self._is_looping = False
-        self._reserved: int | None = None  # a child that is to have nothing else, for a request that runs alone
-        self._paused_until_s = 0.0
-        self._throttles = 0
         self._drain_until_s: float | None = None
-        self._cut_off = False
+        self._is_cut_off = False
+        self._cut_off: set[int] = set()  # children that were told to end in the middle of their work
         self._exit_code = ExitCode.OK
 
     def run(self) -> int:
@@ -114,9 +115,10 @@ class Node:
                 self._collect()
                 self._bury()
                 self._crew.appoint()
+                self._probe()
                 self._receive()
                 self._limit.adjust(self._crew.backends(), self._requests.ledger.in_hand())
-                self._dispatch()
+                self._dispatcher.run()
                 self._retire()
                 self._ask_for_more()
                 self._status.tell(self._why_not_ready())
@@ -138,6 +140,8 @@ class Node:
         timeout_s = TICK_S
         if (next_start_s := self._crew.next_start_s()) is not None:
             timeout_s = min(timeout_s, max(0.0, next_start_s - time.monotonic()))
+        if (next_change_s := self._upstream.next_change_s()) > 0:
+            timeout_s = min(timeout_s, next_change_s)
         self._selector.select(timeout_s)
 
     def _read_mail(self) -> None:
@@ -151,8 +155,7 @@ class Node:
             elif isinstance(news, ReceivingFailed):
                 raise RuntimeError(f"nothing can be received any more: {news.message}")
             else:
-                self._queue_trouble = ""
-                logger.info("subscribed at {}", self._settings.pulsar_url)
+                self._queue_troubles.over(time.monotonic(), f"subscribed at {self._settings.pulsar_url}")
 
     def _collect(self) -> None:
         for child, message in self._crew.collect():
@@ -162,7 +165,7 @@ class Node:
         for dead in self._crew.bury():
             for message in dead.unread:
                 self._hear(dead.child, message)
-            expected = dead.child.retires or (self._is_draining() and (self._cut_off or not dead.child.role.capacity))
+            expected = dead.child.retires or (self._is_draining() and (self._is_cut_off or not dead.child.role.capacity))
             self._log_death(dead, expected)
             # Whose lease ran out had to end because its supervisor stood still: no request's doing.
             blame = not expected and dead.exit_code != ExitCode.SUPERVISOR_GONE
@@ -174,17 +177,30 @@ class Node:
         words = f"; {aboard} requests were aboard" if dead.child.role.capacity else ""
         level = "INFO" if expected else "DEBUG" if self._is_looping else "WARNING"
         logger.log(level, "{} ended: {}{}", dead.child.role.name, dead.cause, words)
-        if dead.child.number == self._reserved:
-            self._reserved = None
+        self._dispatcher.died(dead.child)
         if self._crew.is_in_crash_loop() and not self._is_looping:
             self._is_looping = True
             words = "the backends end again and again: nothing is received until one stays. Tried again each {:g} s at most. The last: {}"
             logger.error(words, LONGEST_PAUSE_S, dead.cause)
+            self._events.warn("GeneralError", words.format(LONGEST_PAUSE_S, dead.cause))
 
     def _say_if_looping(self) -> None:
         if self._is_looping and self._crew.capacity():
             self._is_looping = False
             logger.info("a backend works again")
+            self._events.note("GeneralError", "A backend works again.")
+
+    def _probe(self) -> None:
+        """Look whether the upstream's trouble is still there, by a child that could use it."""
+        able = [child for child in self._crew.backends() if child.is_usable]
+        now_s = time.monotonic()
+        probe = self._trouble.probe_due(now_s, [child.number for child in able]) if able else None
+        if probe is not None:
+            self._trouble.asked(able[0].number, now_s)
+            self._crew.send(able[0], probe)
+        self._queue_troubles.look(now_s)
+        self._retries.look(now_s)
+        self._upstream.look()
 
     def _receive(self) -> None:
         for received in self._consumer.take():
@@ -193,53 +209,10 @@ class Node:
             given_back = self._requests.give_back_waiting()
             if given_back:
                 logger.info("gave back {} requests that had not begun", given_back)
+        elif self._trouble.error is not None and not self._holds():
+            self._requests.refuse_waiting(self._trouble.error)
         elif self._is_closed() and self._requests.give_back_waiting(PROBE_DELAY_S):
             self._next_probe_s = time.monotonic() + PROBE_EACH_S  # the oldest has time left; another node may serve it
-
-    def _dispatch(self) -> None:
-        self._dispatch_refusals()
-        self._dispatch_alone()
-        self._dispatch_tasks()
-
-    def _dispatch_refusals(self) -> None:
-        """To any child that listens, whatever it has to do: a refusal needs no model."""
-        ledger = self._requests.ledger
-        able = [child for child in self._crew.backends() if child.can_be_told]
-        while able and (entry := self._requests.next_for_child(Line.REFUSAL)) is not None:
-            child = min(able, key=lambda c: ledger.load(c.number) - c.capacity)
-            self._crew.send(child, self._requests.board(entry, child.number))
-
-    def _dispatch_alone(self) -> None:
-        """To a spare, or else to a child that has got nothing more until it was empty."""
-        while (entry := self._requests.next_for_child(Line.ALONE)) is not None:
-            child = self._empty_child()
-            if child is None:
-                return
-            logger.info("request {} runs alone: {}", entry.request_id, entry.job.history.last_error)
-            self._reserved, child.may_die = None, True
-            self._crew.send(child, self._requests.board(entry, child.number))
-
-    def _empty_child(self) -> Child | None:
-        ledger = self._requests.ledger
-        able = [child for child in self._crew.backends() if child.is_usable]
-        empty = [child for child in able if not ledger.aboard(child.number)]
-        if not empty and self._reserved is None and able:
-            self._reserved = min(able, key=lambda c: len(ledger.aboard(c.number))).number
-        return min(empty, key=lambda c: (c.at_work, c.number != self._reserved), default=None)
-
-    def _dispatch_tasks(self) -> None:
-        """To the child with the most room."""
-        ledger = self._requests.ledger
-        able = [child for child in self._crew.backends() if child.capacity and not self._is_set_apart(child)]
-        while able and (entry := self._requests.next_for_child(Line.TASK)) is not None:
-            child = max(able, key=lambda c: c.capacity - ledger.load(c.number))
-            if ledger.load(child.number) >= child.capacity:
-                return
-            self._crew.send(child, self._requests.board(entry, child.number))
-            able = [child for child in able if child.capacity]
-
-    def _is_set_apart(self, child: Child) -> bool:
-        return child.number == self._reserved or self._requests.ledger.is_quarantined(child.number)
 
     def _retire(self) -> None:
         """Who is to be replaced ends once nothing of it is open."""
@@ -263,20 +236,24 @@ class Node:
         if self._publisher.unconfirmed() > MOST_UNCONFIRMED:
             return 0
         limit = min(self._settings.max_process_num, self._crew.capacity(), self._limit.value)
-        return max(0, limit - self._requests.ledger.in_hand())
+        ledger = self._requests.ledger
+        return max(0, min(limit - ledger.in_hand(), self._upstream.room() - ledger.count_in(Line.TASK)))
 
     def _is_closed(self) -> bool:
         """Nothing can be started for now; only what has expired is still received, to be refused in time."""
-        return time.monotonic() < self._paused_until_s or not self._crew.capacity()
+        in_trouble = self._trouble.is_starting or (self._trouble.error is not None and self._holds())
+        return in_trouble or self._upstream.is_paused() or not self._crew.capacity()
 
     def _why_not_ready(self) -> str:
         """"" while the node takes requests."""
         if self._is_draining():
             return "draining"
-        if self._queue_trouble:
-            return self._queue_trouble
+        if self._queue_troubles.word:
+            return self._queue_troubles.word
         if not self._crew.capacity():
             return "no backend is ready"
+        if self._trouble.word:
+            return self._trouble.word
         return "receiving pauses, as the upstream asked for it" if self._is_closed() else ""
 
     def _is_draining(self) -> bool:
@@ -289,23 +266,33 @@ class Node:
         now_s = time.monotonic()
         if not len(self._requests.ledger) and self._consumer.has_stopped():
             return True
-        if now_s > self._drain_until_s and not self._cut_off:
-            self._cut_off = True
+        if now_s > self._drain_until_s and not self._is_cut_off:
+            self._is_cut_off = True
             self._cut_off_running()
+        if now_s > self._drain_until_s + CUT_WITHIN_S:
+            self._kill_cut_off()
         return now_s > self._drain_until_s + ENDING_WITHIN_S
 
     def _hear(self, child: Child, message: FromChild) -> None:
         if isinstance(message, Outcome):
+            self._upstream.ended(message)
             pushback = self._requests.ended(message)
             if pushback is not None:
                 self._on_pushback(pushback)
+            elif message.end == "retry":
+                self._retries.meet(str((message.error or {}).get("message")), time.monotonic())
             elif message.end == "answered":
-                self._throttles, child.has_served = 0, True
+                child.has_served = True
             child.may_die = self._requests.ledger.is_quarantined(child.number)
         elif isinstance(message, Begun):
             self._requests.begun(message.number)
         elif isinstance(message, Computed):
             self._requests.computed(message.number)
+        elif isinstance(message, Probed):
+            self._trouble.heard(message, time.monotonic())
+            self._stop_if_hopeless()
+        elif isinstance(message, Rates):
+            self._upstream.told(message)
         elif isinstance(message, Ready):
             room = f", {message.slots} slots" if message.slots else ""
             logger.info("{} is ready after {:.1f} s{}", child.role.name, time.monotonic() - child.born_s, room)
@@ -317,38 +304,35 @@ class Node:
     def _on_unusable(self, child: Child, message: Unusable) -> None:
         logger.error("{}: {}", child.role.name, message.message)
         if message.permanent:
-            self._stop_for_good()
+            self._events.warn("ConfigurationError", message.message)
+            self._stop_unless_kept_up()
 
     def _on_pushback(self, pushback: Pushback) -> None:
-        if pushback.reason in ("AuthenticationError", "ConfigurationError") and pushback.wait_s is None and self._holds():
-            logger.error("{}: {}", pushback.reason, pushback.message)
-            self._stop_for_good()
-        elif pushback.reason == "APIQuotaExceededError":
-            self._pause(pushback.wait_s or QUOTA_RECHECK_S, f"out of quota: {pushback.message}")
-        elif pushback.reason is None or self._holds():
-            self._pause(pushback.wait_s or self._throttle_s(), pushback.message)
+        if pushback.reason is None:
+            return  # it wants less: the upstream's budget has heard of it
+        if pushback.confirm:
+            self._trouble.doubt(time.monotonic())
+        else:
+            self._trouble.meet(as_reason(pushback.reason), pushback.error, time.monotonic(), pushback.wait_s)
+            self._stop_if_hopeless()
 
-    def _throttle_s(self) -> float:
-        """Twice as long after each pause that helped nobody; what was in flight together counts once."""
-        if time.monotonic() > self._paused_until_s:
-            self._throttles = min(self._throttles + 1, MOST_DOUBLINGS)
-        return min(FIRST_THROTTLE_S * 2.0 ** (self._throttles - 1), LONGEST_THROTTLE_S)
+    def _stop_if_hopeless(self) -> None:
+        """Money may come by itself; a key or an address has to be changed by somebody."""
+        if self._trouble.is_hopeless and self._holds():
+            self._stop_unless_kept_up()
+
+    def _stop_unless_kept_up(self) -> None:
+        """In a cluster an end would only loop: there the node stays, not ready, and looks again now and then."""
+        if not self._settings.kubernetes_service_host:
+            self._stop_for_good()
 
     def _holds(self) -> bool:
         return self._settings.on_trouble == "hold"
 
-    def _pause(self, wait_s: float, why: str) -> None:
-        until_s = time.monotonic() + wait_s
-        if until_s > self._paused_until_s:
-            if time.monotonic() > self._paused_until_s:
-                logger.warning("receiving pauses for {:.1f} s: {}", wait_s, why)
-            self._paused_until_s = until_s
-
     def _on_queue_trouble(self, trouble: QueueTrouble) -> None:
-        self._queue_trouble = trouble.message
-        logger.error("{}", trouble.message)
+        self._queue_troubles.meet(trouble.message, trouble.refused, time.monotonic())
         if trouble.refused:
-            self._stop_for_good()
+            self._stop_unless_kept_up()
 
     # the end
 
@@ -371,13 +355,20 @@ class Node:
         self._crew.dismiss(GATEWAY)
 
     def _cut_off_running(self) -> None:
-        """End the children of what still runs: theirs is given back once they are confirmed dead. Where no other child is
-        left, one without a model, which is there in no time, ends the streams that had begun."""
+        """Have the children end what still runs: a stream that has begun with an error, which is best said from there; all
+        else is given back once they are confirmed dead. A child without a model, which is there in no time, ends the
+        streams of who did not manage to."""
         ledger = self._requests.ledger
         self._crew.substitute_backends(backend_role(dataclasses.replace(self._settings, node_type="demo"), 0, 1))
         for child in self._crew.backends():
             if ledger.aboard(child.number):
                 logger.warning("{} still works on {} requests and is ended", child.role.name, len(ledger.aboard(child.number)))
+                self._crew.send(child, Stop())
+                self._cut_off.add(child.number)
+
+    def _kill_cut_off(self) -> None:
+        for child in self._crew.backends():
+            if child.number in self._cut_off and child.can_be_told:
                 self._crew.kill(child, "drained")
 
     def _end(self) -> None:
@@ -392,6 +383,7 @@ class Node:
         self._publisher.close()
         close_in_time(self._consumer.close, QUEUE_CLOSES_WITHIN_S)
         self._crew.stop(self._crew.in_role(BROKER), CHILDREN_END_WITHIN_S)
+        self._events.close(LAST_EVENT_WITHIN_S if self._exit_code is ExitCode.CONFIGURATION else EVENTS_WITHIN_S)
         if len(self._requests.ledger):
             logger.warning("{} requests were not confirmed by the queue; it will give them to others", len(self._requests.ledger))
 
@@ -409,29 +401,6 @@ class SecondSignal(Exception):
     def __init__(self, number: int) -> None:
         super().__init__()
         self.number = number
-
-
-def roles(settings: Settings, broker: Options | None) -> list[Role]:
-    """The children that these settings ask for, in the order of their start."""
-    count = child_count(settings)
-    threads = -(-settings.max_process_num // count)
-    found = [Role(BROKER, services.broker, (settings, broker), 0)] if broker else []
-    spares = 0 if settings.node_type == "local" else 1  # a model server more would take what the others need
-    found += [backend_role(settings, number, threads) for number in range(count + spares)]
-    return found + ([Role(GATEWAY, services.gateway, (settings,), 0)] if settings.port else [])
-
-
-def backend_role(settings: Settings, number: int, threads: int) -> Role:
-    boot_s = BOOT_WITHIN_S + (settings.boot_timeout_s if settings.node_type == "local" else 0.0)
-    return Role(f"backend {number}", backends.child.main, (settings, number, threads), threads, boot_s)
-
-
-def child_count(settings: Settings) -> int:
-    """Local: one for each model server. Otherwise one for each core and for each 64 requests, unless told."""
-    if settings.node_type == "local":
-        return settings.local_replicas
-    enough = max(os.cpu_count() or 1, -(-settings.max_process_num // THREADS_PER_CHILD))
-    return min(settings.backend_processes or enough, settings.max_process_num)
 
 
 def _introduction(settings: Settings) -> tuple[str, str, int]:

@@ -26,7 +26,6 @@ from messaging.redelivery import History
 from messaging.topics import DEAD_LETTER_SUBSCRIPTION, dead_letter_topic, request_topic
 from reporting.ends import log_end
 from reporting.log import without_secrets
-from reporting.recurring import Recurring
 from reporting.usage import Ended, node_id, record
 from supervision.journal import Aboard, Journal
 from supervision.ledger import Admission, Entry, Ledger, Line, State
@@ -59,11 +58,13 @@ class Job:
 
 @dataclass(frozen=True)
 class Pushback:
-    """An outcome that concerns the whole node: the upstream wants less (`wait_s`), or it serves nobody (`reason`)."""
+    """An outcome that concerns the whole node: the upstream wants less (`wait_s`), or it serves nobody (`reason`), which
+    is to be confirmed where it may concern the request alone."""
 
-    message: str
+    error: dict[str, Any]
     wait_s: float | None
     reason: str | None
+    confirm: bool = False
 
 
 class Requests:
@@ -80,7 +81,6 @@ class Requests:
         self._settings, self._publish, self._acknowledge, self._dice = settings, publish, acknowledge, dice
         self._journal = journal or Journal(None)
         self._node = node_id()
-        self._going_back = Recurring()
         self.ledger: Ledger[Job] = Ledger()
 
     # arriving
@@ -188,10 +188,13 @@ class Requests:
             return None
         if outcome.end == "throttle":
             self._put_back(entry, entry.job.history, outcome.wait_s or redelivery.FIRST_DELAY_S)
-            return Pushback(str(error.get("message")), outcome.wait_s, outcome.reason)
+            return Pushback(error, outcome.wait_s, outcome.reason)
         if outcome.end == "trouble":
-            self._in_trouble(entry, error)
-            return Pushback(str(error.get("message")), outcome.wait_s, outcome.reason)
+            if outcome.confirm:  # it may be this request's own fault, and then it may not come for ever
+                self._try_again(entry, error)
+            else:
+                self._in_trouble(entry, error)
+            return Pushback(error, outcome.wait_s, outcome.reason, outcome.confirm)
         if outcome.end == "undeliverable":
             entry.job.dead_letter = True
             if entry.job.refusal is None:
@@ -218,6 +221,12 @@ class Requests:
             self._put_back(entry, entry.job.history, delay_s)
         return len(waiting)
 
+    def refuse_waiting(self, error: dict[str, Any]) -> None:
+        """Answer what no child has with the trouble of the whole node."""
+        for entry in self.ledger.waiting():
+            if entry.job.refusal is None:
+                self._refuse(entry, error)
+
     # decisions
 
     def _after_death(self, entry: Entry[Job], *, begun: bool, cause: str) -> None:
@@ -243,20 +252,9 @@ class Requests:
             return
         trail = redelivery.noted(entry.job.history, str(error.get("message")), self._node)
         history = replace(trail, attempt=history.attempt)
-        self._say_going_back(entry, history, delay_s)
-        self._put_back(entry, history, delay_s)
-
-    def _say_going_back(self, entry: Entry[Job], history: History, delay_s: float) -> None:
-        """Of an upstream that is away each request would have a line, each time; its end has one in any case."""
-        self._say_if_over()
-        level = "INFO" if self._going_back.happened(time.monotonic()) else "DEBUG"
         words = "request {} goes back for attempt {} in {:.1f} s: {}"
-        logger.log(level, words, entry.job.request.request_id, history.attempt, delay_s, history.last_error)
-
-    def _say_if_over(self) -> None:
-        over = self._going_back.over(time.monotonic())
-        if over is not None and over[0] > 1:
-            logger.info("requests do not go back any more; it was {} times within {:.0f} s", *over)
+        logger.debug(words, entry.job.request.request_id, history.attempt, delay_s, history.last_error)
+        self._put_back(entry, history, delay_s)
 
     def _in_trouble(self, entry: Entry[Job], error: dict[str, Any]) -> None:
         if self._settings.on_trouble == "answer":
@@ -307,7 +305,6 @@ class Requests:
             ended = _ended(entry, outcome)
             publishes.append(Publish(self._settings.res_topic_name, record(ended, self._settings, self._node), batched=True))
             log_end(ended)
-        self._say_if_over()
         self._settle(entry, publishes, answered=True)
 
     def _dead_letter(self, job: Job, outcome: Outcome) -> Publish:

@@ -128,7 +128,8 @@ class Player:
         assert self._drained_by_s is not None and self._process.process is not None
         if not self.runs:
             code = self._process.process.returncode
-            if code != 0 and not (code == -signal.SIGTERM and self._drained_by_s - self._started_s < STARTS_IN_S + DRAINS_WITHIN_S):
+            was_starting = not self.log.strip() or self._drained_by_s - self._started_s < STARTS_IN_S + DRAINS_WITHIN_S
+            if code != 0 and not (code == -signal.SIGTERM and was_starting):
                 self._fault(f"exit code {code} after SIGTERM")
             self._drained_by_s, self._start_at_s = None, now_s + (self._start_at_s or 0.0)
         elif now_s > self._drained_by_s:

@@ -10,7 +10,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import psutil
 
 from tests.chaos.ledger import TOKENS, Incident, Ledger
-from tests.chaos.players import Player, parts
+from tests.chaos.players import Part, Player, parts
 from tests.chaos.schedule import BROKER, Event
 from tests.real.brokers import Broker
 from tests.real.upstream import Upstream
@@ -32,7 +32,7 @@ class Storm:
         self._returning: Future[None] | None = None
         self._frozen: list[tuple[float, psutil.Process]] = []
         self._slow_until_s: float | None = None
-        self._heirs: list[tuple[float, str, float]] = []
+        self._heirs: list[tuple[float, list[Part]]] = []  # by when they are to be gone
         self._actions: dict[str, Callable[[Event], str]] = {
             "kill backend": lambda event: self._kill_part("backend", event),
             "kill model server": lambda event: self._kill_part("model server", event),
@@ -127,21 +127,21 @@ class Storm:
         return NOBODY
 
     def _kill_supervisor(self, player: Player, event: Event) -> bool:
-        died_at = time.time()
+        family = [part for part in parts(self._run) if part.node == player.name]
         killed = player.kill(event.duration_s)
         if killed:
-            self._heirs.append((time.monotonic() + HEIRS_END_WITHIN_S, player.name, died_at))
+            self._heirs.append((time.monotonic() + HEIRS_END_WITHIN_S, family))
         return killed
 
     def _watch_heirs(self, now_s: float) -> None:
         """What a dead supervisor left behind has to end by itself."""
         for due in [due for due in self._heirs if now_s >= due[0]]:
             self._heirs.remove(due)
-            _, node, died_at = due
-            for part in parts(self._run):
+            for part in due[1]:
                 with contextlib.suppress(psutil.NoSuchProcess):
-                    if part.node == node and part.process.create_time() < died_at:
-                        self._ledger.node_faults.append(f"{node}: {part.role} {part.process.pid} outlived its supervisor")
+                    if part.process.status() == psutil.STATUS_ZOMBIE:
+                        continue
+                    self._ledger.node_faults.append(f"{part.node}: {part.role} {part.process.pid} outlived its supervisor")
 
     def _slow_down(self, event: Event) -> str:
         self._upstream.everybody(SLOW)

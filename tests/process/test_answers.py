@@ -72,6 +72,31 @@ def test_a_stuck_stream_ends_as_gone(requester: Requester, monkeypatch: pytest.M
     wait_until(lambda: requester.open_connections == 0, within_s=5, what="closed socket")
 
 
+def test_a_process_that_was_stopped_reads_its_pongs_before_it_judges(requester: Requester, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its owner's thread may go on first, and hold the socket while the other thread looks."""
+    used, gone = opened(requester), list[str]()
+    used.ping()
+    wait_until(used._has_come, within_s=10, what="the pong")
+    clock = time.monotonic
+    monkeypatch.setattr(time, "monotonic", lambda: clock() + 60)
+    with used._lock:
+        SocketPool._look_at(used, gone.append)
+    SocketPool._look_at(used, gone.append)
+    assert not gone and used.silent_for_s() <= 0
+    used.abandon()
+
+
+def test_a_pong_that_came_in_time_counts_though_it_is_read_late(requester: Requester, monkeypatch: pytest.MonkeyPatch) -> None:
+    used = opened(requester)
+    used.ping()
+    wait_until(used._has_come, within_s=10, what="the pong")
+    with used._lock:
+        used._read(time.monotonic() - 1)
+        with pytest.raises(TimeoutError):
+            used._read(time.monotonic() - 1)
+    used.abandon()
+
+
 def test_a_quiet_stream_answers_pings(requester: Requester, monkeypatch: pytest.MonkeyPatch) -> None:
     """A model may think for longer than a server waits for its pong."""
     monkeypatch.setattr(pools, "LOOK_EACH_S", 0.05)

@@ -142,6 +142,8 @@ FAILURES = {
     "err-too-large": ("failed", "rate_limit_exceeded", None, None),
     "err-500-should-not-retry": ("failed", None, None, None),
     "err-401": ("trouble", "invalid_api_key", "AuthenticationError", None),
+    "err-401-unknown": ("trouble", None, "AuthenticationError", None),
+    "err-403-unknown": ("trouble", None, "AuthenticationError", None),
     "err-404-model": ("trouble", "model_not_found", "ConfigurationError", None),
     "err-quota": ("trouble", "insufficient_quota", "APIQuotaExceededError", None),
     "err-429": ("throttle", "rate_limit_exceeded", None, 1.0),
@@ -160,6 +162,7 @@ def test_an_error_status(child: Backends, requester: Requester, behaviour: str, 
     outcome = child.run(asked)
     assert outcome.error is not None and KEY[-4:] not in str(outcome)
     assert (outcome.end, outcome.error["code"], outcome.reason, outcome.wait_s) == FAILURES[behaviour]
+    assert outcome.confirm == (behaviour in ("err-401-unknown", "err-403-unknown"))
     posts, frames = requester.posts(asked.request_id), requester.frames(asked.request_id)
     if outcome.end != "failed":
         assert posts == frames == []

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import time
-
 import psutil
 import pytest
 
 import config
 from errors import ExitCode
 from messaging.line import properties_of
-from supervision.node import FIRST_THROTTLE_S, LONGEST_THROTTLE_S, Node
+from supervision.node import Node
 from tests.real.processes import free_port
 
 
@@ -31,20 +29,6 @@ def test_a_bug_in_the_loop_ends_the_node_and_all_it_started(monkeypatch: pytest.
     assert node.run() == ExitCode.CRASHED
     started = [p for p in psutil.Process().children(recursive=True) if p not in before and "spawn_main" in " ".join(p.cmdline())]
     assert not psutil.wait_procs(started, 5)[1]
-
-
-def test_throttles_that_came_together_count_once_and_pauses_stay_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    node = Node(settings())
-    now_s = time.monotonic()
-    monkeypatch.setattr("supervision.node.time.monotonic", lambda: now_s)
-    pauses = []
-    for _ in range(2000):
-        for _ in range(3):
-            node._pause(node._throttle_s(), "less is wanted")
-        pauses.append(node._paused_until_s - now_s)
-        now_s += pauses[-1] + 1
-    assert pauses[:2] == pytest.approx([FIRST_THROTTLE_S, 2 * FIRST_THROTTLE_S])
-    assert pauses[-1] == pytest.approx(LONGEST_THROTTLE_S)
 
 
 class _Odd:

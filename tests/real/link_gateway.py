@@ -62,6 +62,14 @@ class LinkGateway:
     def seen(self, request_id: str) -> list[Seen]:
         return list(self._frames[request_id])
 
+    def take(self, request_id: str) -> list[Seen]:
+        """All that came for it, which is then forgotten, as all begins are."""
+        self.begins.clear()
+        return self._frames.pop(request_id, [])
+
+    def ids(self) -> list[str]:
+        return [request_id for request_id, seen in list(self._frames.items()) if seen]
+
     def begun(self, request_id: str) -> list[Begin]:
         return [begin for begin in self.begins if begin.request_id == request_id]
 

@@ -87,6 +87,13 @@ class Requester:
     def frames(self, request_id: str) -> list[Seen]:
         return list(self._frames[request_id])
 
+    def take(self, request_id: str) -> list[Seen]:
+        """All that came for it, which is then forgotten."""
+        return self._posts.pop(request_id, []) + self._frames.pop(request_id, [])
+
+    def ids(self) -> list[str]:
+        return [request_id for kept in (self._posts, self._frames) for request_id, seen in list(kept.items()) if seen]
+
     def stream(self, request_id: str, within_s: float = 10.0) -> list[dict[str, Any]]:
         """All frames of a stream, once its end has come."""
         wait_until(lambda: any(seen.json["end"] for seen in self.frames(request_id)), within_s=within_s, what=f"end of {request_id}")

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 import ipc.channel
 from ipc.channel import MAX_FRAME_BYTES, ChannelBroken, ChannelClosed, ChildEnd, SupervisorEnd
-from ipc.messages import Begun, Computed, FromChild, Lease, Outcome, Ready, Refuse, Stop, Task, ToChild, Unusable
+from ipc.messages import Begun, Computed, FromChild, Lease, Outcome, Probe, Probed, Ready, Refuse, Stop, Task, ToChild, Unusable
 
 
 class End:
@@ -76,15 +76,18 @@ def frame(message: ToChild | FromChild) -> bytes:
 
 ERROR = {"message": "é", "type": "server_error", "param": None, "code": 500}
 TASK = Task(1, "id", True, "ws://h/res/ws", b'{"a":1}', 1.5, 2.5, 1)
-TO_CHILD: list[ToChild] = [TASK, Refuse(2, "id", False, "http://h/res", ERROR, 1.5, 2.5, 2, "ws://h/res/link"), Lease(), Stop()]
+REFUSE = Refuse(2, "id", False, "http://h/res", ERROR, 1.5, 2.5, 2, "ws://h/res/link")
+TO_CHILD: list[ToChild] = [TASK, REFUSE, Lease(), Probe(True), Stop()]
 FROM_CHILD: list[FromChild] = [
     Ready(4, [1, 2]),
     Ready(0),
     Unusable("why", True),
     Begun(1),
     Computed(2**40),
+    Probed(),
+    Probed(ERROR, "AuthenticationError"),
     Outcome(3, "answered"),
-    Outcome(4, "undeliverable", ERROR, "AuthenticationError", 1.5, 1, 2, "reported", "m", 1.0, 2.0, 3.0, 4.0, b"\0\xff"),
+    Outcome(4, "undeliverable", ERROR, "AuthenticationError", 1.5, 1, 2, "reported", "m", 1.0, 2.0, 3.0, 4.0, b"\0\xff", True),
 ]
 
 

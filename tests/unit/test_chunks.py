@@ -126,7 +126,46 @@ def test_one_line() -> None:
 
 
 def test_usage_is_taken_out_and_nothing_else() -> None:
-    assert chunks.without_usage(b'{"a": 1.0,"usage":null,"choices":[{"delta": {}}]}') == b'{"a":1.0,"choices":[{"delta": {}}]}'
+    data = b'{"a": 1.0,"usage":null,"choices":[{"delta": {}}]}'
+    assert shown(data) == b'{"a":1.0,"choices":[{"delta": {}}]}'
+    assert shown(data, wants_usage=True) == data
+
+
+def shown(data: bytes, *, wants_usage: bool = False) -> bytes | None:
+    return chunks.for_requester(data, chunks.look(data), wants_usage=wants_usage)
+
+
+@pytest.mark.parametrize(("data", "hidden", "wanted"), [
+    (b'{"choices":[],"usage":{"prompt_tokens":1}}', None, b'{"choices":[],"usage":{"prompt_tokens":1}}'),
+    (b'{"choices":null,"usage":{"prompt_tokens":1}}', None, b'{"choices":[],"usage":{"prompt_tokens":1}}'),
+    (b'{"usage":{"prompt_tokens":1}}', None, b'{"usage":{"prompt_tokens":1},"choices":[]}'),
+    (b'{"choices":[],"usage":null}', b'{"choices":[]}', b'{"choices":[],"usage":null}'),
+    (b'{"choices":[],"x": 1}', b'{"choices":[],"x": 1}', b'{"choices":[],"x": 1}'),
+    (b'{"choices":null}', None, None),
+    (b'{"x":1}', None, None),
+    (b'{"choices":[{"index":0,"finish_reason":"stop"}]}', b'{"choices":[{"index":0,"finish_reason":"stop","delta":{}}]}', None),
+    (b'{"choices":[{"delta":null,"b": 1.50},{"delta": {}}]}', b'{"choices":[{"delta":{},"b":1.50},{"delta":{}}]}', None),
+])  # fmt: skip
+def test_a_chunk_has_what_clients_look_into(data: bytes, hidden: bytes | None, wanted: bytes | None) -> None:
+    found = shown(data)
+    assert (None if found is None else json.loads(found)) == (None if hidden is None else json.loads(hidden))
+    asked = shown(data, wants_usage=True)
+    expected = hidden if wanted is None else wanted
+    assert (None if asked is None else json.loads(asked)) == (None if expected is None else json.loads(expected))
+
+
+@pytest.mark.parametrize(("data", "failed"), [
+    (b'{"error":{"message":"m"}}', True), (b'{"error":"m","choices":[]}', True), (b'{"object":"error","message":"m","code":500}', True),
+    (b'{"message":"m"}', True), (b'{"object":"error"}', True), (b'{"error":null,"choices":[]}', False),
+    (b'{"object":"error","message":"m","choices":[]}', False), (b'{"message":{}}', False), (b"{}", False),
+])  # fmt: skip
+def test_what_is_an_error_object(data: bytes, failed: bool) -> None:
+    assert chunks.look(data).failed is failed
+
+
+def test_a_models_name_is_a_short_text() -> None:
+    assert chunks.look(encoded({"model": "m" * 10_000})).model_name == "m" * 200
+    assert chunks.look(b'{"model":5}').model_name is chunks.look(b'{"model":""}').model_name is None
 
 
 @pytest.mark.parametrize(("fields", "found"), [

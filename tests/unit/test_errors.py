@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import email.utils
 import time
-from typing import Any
+from typing import Any, get_args
 
 import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from errors import ErrorObject, Failure, Kind, Scope, Verdict, error_object, http_status, killed_by, redact, verdict
+from errors import ErrorObject, Failure, Kind, Phase, Scope, Verdict, error_object, http_status, killed_by, redact, verdict
 from tests.real.upstream.ask import Ask
 from tests.real.upstream.failures import FAILURES, failure
+from tests.unit.vendor_errors import ROWS, Row
 
 KEY = "sk-abcdefghijklmnopwxyz"
 
@@ -55,8 +56,8 @@ TABLE: dict[str, tuple[Scope, str | None, int]] = {
     "err-401": (Scope.NODE, AUTHENTICATION, 401),
     "err-401-organisation": (Scope.NODE, AUTHENTICATION, 400),
     "err-401-address": (Scope.NODE, AUTHENTICATION, 401),
-    "err-401-unknown": (Scope.REQUEST, None, 401),
-    "err-403-unknown": (Scope.REQUEST, None, 403),
+    "err-401-unknown": (Scope.NODE, AUTHENTICATION, 401),
+    "err-403-unknown": (Scope.NODE, AUTHENTICATION, 403),
     "err-403-country": (Scope.NODE, AUTHENTICATION, 403),
     "err-404-model": (Scope.NODE, CONFIGURATION, 404),
     "err-404-path": (Scope.REQUEST, None, 404),
@@ -150,35 +151,55 @@ def test_an_error_inside_a_stream_is_judged_by_its_names(error: Any, scope: Scop
     assert in_stream(error).scope is scope
 
 
-@pytest.mark.parametrize(
-    ("status", "body", "scope", "reason"),
-    [
-        (404, openai("model 'x' not found, try pulling it first", "api_error"), Scope.REQUEST, None),  # Ollama
-        (404, openai("no such thing", "invalid_request_error"), Scope.REQUEST, None),
-        (403, openai("Project has no access to the model", "invalid_request_error", "model_not_found"), Scope.NODE, CONFIGURATION),
-        (501, openai("This server does not support tools", "not_supported_error", 501), Scope.REQUEST, None),  # llama.cpp
-        (401, openai("Invalid API Key", "authentication_error", 401), Scope.NODE, AUTHENTICATION),  # llama.cpp
-        (401, {"error": "Unauthorized"}, Scope.REQUEST, None),  # vLLM
-        (413, openai("Request too large: Limit 6000, Requested 7000", "tokens", "rate_limit_exceeded"), Scope.REQUEST, None),  # Groq
-        (429, openai("Rate limit: Limit 10000, Used 9000, Requested 2000", "tokens"), Scope.THROTTLE, None),
-        (429, openai("Your account is not active", "billing_not_active", "billing_not_active"), Scope.NODE, QUOTA),
-        (429, openai("insufficient_quota"), Scope.NODE, QUOTA),
-        (429, b"<html>slow</html>", Scope.THROTTLE, None),
-        (402, b"", Scope.NODE, QUOTA),
-        (529, openai("Overloaded", "overloaded_error"), Scope.RETRY, None),
-        (520, b"<html></html>", Scope.RETRY, None),
-        (302, b"", Scope.REQUEST, None),
-    ],
-)
-def test_other_vendors(status: int, body: Any, scope: Scope, reason: str | None) -> None:
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: f"{row.vendor}-{row.status}-{row.note}")
+def test_what_vendors_say(row: Row) -> None:
+    judged = verdict(Failure(row.kind, f"HTTP status {row.status}", row.status, row.bytes))
+    assert (judged.scope, judged.reason, judged.confirm) == (row.scope, row.reason, row.confirm)
+    assert http_status(judged.error) == row.shown
+    check_object(judged.error)
+    for name in ("type", "param", "code"):
+        if row.said.get(name) is not None and judged.reason != QUOTA:  # its code is made known to the requester's service
+            assert judged.error[name] == row.said[name]
+    if isinstance(message := row.said.get("message"), str):
+        assert judged.error["message"] == redact(message)
+
+
+def test_every_vendor_has_rows_of_its_own() -> None:
+    assert {row.vendor for row in ROWS} >= {"OpenAI", "Azure", "DeepSeek", "Together", "Groq", "vLLM", "llama.cpp", "llamafile"}
+    assert len({(row.vendor, row.status, row.note) for row in ROWS}) == len(ROWS)
+
+
+@pytest.mark.parametrize("status", [401, 403])
+@pytest.mark.parametrize("body", [b"", b"<html>no</html>", b'{"detail": "no"}', b"[]", b'{"error": {"code": "%d"}}', b"\xff"])
+def test_a_refusal_that_is_not_understood_is_confirmed_first(status: int, body: bytes) -> None:
+    """One odd request could stop every node otherwise; and a type that is the node's own word decides nothing."""
     judged = http(status, body)
-    assert (judged.scope, judged.reason) == (scope, reason)
+    assert (judged.scope, judged.reason, judged.confirm) == (Scope.NODE, AUTHENTICATION, True)
 
 
-def test_a_type_that_is_ours_alone_decides_nothing() -> None:
-    """A 401 of which nothing is recognised reads as an authentication_error, and stops no node by that."""
-    judged = http(401, {"detail": "no"})
-    assert judged.error["type"] == "authentication_error" and judged.scope is Scope.REQUEST
+@pytest.mark.parametrize("status", [400, 403, 404])
+def test_words_that_quote_the_request_do_not_stop_the_node(status: int) -> None:
+    for words in ("the model `x` does not exist", "Model Not Exist", "Unauthorized: Invalid API Key", "insufficient_quota"):
+        assert http(status, openai(f"Invalid value: '{words}'", "invalid_request_error")).scope is Scope.REQUEST
+
+
+@pytest.mark.parametrize("body", [openai("m", "insufficient_quota"), openai("m", "tokens"), openai("m", "server_error"), openai("m", "x")])
+def test_after_the_first_output_there_is_only_an_end(body: Any) -> None:
+    failure = Failure("stream_error", "an error inside the stream", None, msgspec.json.encode(body))
+    judged = verdict(failure, phase="begun")
+    assert judged == Verdict(Scope.REQUEST, verdict(failure).error)
+
+
+@pytest.mark.parametrize("kind", ["refused", "reset", "timeout", "cut", "garbled", "unresolved", "tls"])
+def test_no_answer_after_the_first_output(kind: Kind) -> None:
+    assert verdict(Failure(kind, "detail"), phase="begun").scope is Scope.REQUEST
+
+
+@pytest.mark.parametrize("kind", ["refused", "unresolved", "tls"])
+def test_an_upstream_that_never_answered_may_be_a_wrong_address(kind: Kind) -> None:
+    judged = verdict(Failure(kind, "detail"), phase="starting")
+    assert (judged.scope, judged.reason, judged.confirm) == (Scope.NODE, CONFIGURATION, True)
+    assert verdict(Failure("timeout", "detail"), phase="starting").scope is Scope.RETRY
 
 
 def test_x_should_retry_overrides() -> None:
@@ -247,11 +268,23 @@ def _huge(value: object) -> bool:
     return isinstance(value, int) and not -(2**63) <= value < 2**64
 
 
-@given(st.none() | st.integers(100, 999), _bodies, st.dictionaries(_header_names, _header_values, max_size=4))
-def test_nothing_that_an_upstream_says_breaks_the_verdict(status: int | None, body: bytes, headers: dict[str, str]) -> None:
-    judged = verdict(Failure("http" if status else "stream_error", "detail", status, body, headers), ("secret-12345",))
+@given(
+    st.none() | st.integers(100, 999), _bodies, st.dictionaries(_header_names, _header_values, max_size=4),
+    st.sampled_from(get_args(Phase)),
+)  # fmt: skip
+def test_nothing_that_an_upstream_says_breaks_the_verdict(status: int | None, body: bytes, headers: dict[str, str], phase: Phase) -> None:
+    failure = Failure("http" if status else "stream_error", "detail", status, body, headers)
+    judged = verdict(failure, ("secret-12345",), phase=phase)
     check_object(judged.error)
     assert judged.wait_s is None or 0 < judged.wait_s <= 120
+    assert (judged.reason is None) == (judged.scope is not Scope.NODE)
+    assert judged.scope is Scope.NODE or not judged.confirm
+    assert phase != "begun" or judged.scope is Scope.REQUEST
+
+
+@given(st.sampled_from(get_args(Kind)), st.sampled_from(get_args(Phase)))
+def test_every_kind_of_failure_has_a_verdict_in_every_phase(kind: Kind, phase: Phase) -> None:
+    check_object(verdict(Failure(kind, "detail"), phase=phase).error)
 
 
 @pytest.mark.parametrize(
@@ -311,6 +344,59 @@ def test_redact_takes_no_quadratic_time(word: str) -> None:
     started_s = time.monotonic()
     redact(word * (200_000 // len(word)))
     assert time.monotonic() - started_s < 1
+
+
+INTERNAL = [
+    "10.2.3.4", "10.2.3.4:8000", "192.168.0.7:11434", "172.16.0.1", "172.31.255.255:80", "127.0.0.1:8080", "169.254.169.254",
+    "100.64.0.9:1", "0.0.0.0:8000", "[::1]:8000", "fd12:3456:789a::1", "fe80::1ff:fe23:4567:890a", "vllm.llm.svc.cluster.local",
+    "vllm.llm.svc:8000", "ip-10-0-3-7.eu-west-1.compute.internal", "gpu7.local:8000", "gpu.corp", "nas.home.arpa", "localhost:8000",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("address", INTERNAL)
+def test_addresses_of_the_nodes_network_are_not_for_requesters(address: str) -> None:
+    said = http(502, openai(f"dial tcp {address}: connect: connection refused")).error["message"]
+    assert said.replace("[[", "[") == "dial tcp [internal address]: connect: connection refused"
+    for name in ("type", "code"):
+        assert address not in str(http(500, {"error": {"message": "m", name: address, "param": f"http://{address}/v1"}}).error)
+
+
+@pytest.mark.parametrize(
+    ("words", "shown"),
+    [
+        ("POST http://vllm:8000/v1/chat/completions failed", "POST http://[internal address]/v1/chat/completions failed"),
+        ("http://admin:hunter2@proxy.example.com:3128/", "http://[redacted]@proxy.example.com:3128/"),
+        ("http://admin:hunter2@vllm:8000/", "http://[redacted]@[internal address]/"),
+        ("ConnectionPool(host='vllm', port=8000): Max retries", "ConnectionPool(host='[internal address]', port=8000): Max retries"),
+        ("Cannot connect to host vllm:8000 ssl:default", "Cannot connect to host [internal address] ssl:default"),
+        ("lookup a.b.svc.cluster.local on 10.96.0.10:53: no such host", "lookup [internal address] on [internal address]: no such host"),
+    ],
+)
+def test_what_proxies_tell_of_a_network(words: str, shown: str) -> None:
+    assert http(502, words.encode()).error["message"] == f"The upstream answered HTTP status 502 with application/json: {shown}"
+    assert http(400, openai(words)).error["message"] == shown
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "Visit https://platform.openai.com/account/rate-limits, version 1.10.0.1 at 8.8.8.8 or 110.0.0.1, 172.32.0.1, 100.128.1.1",
+        "an internal error in local mode: localhost is no argument, corp. policy, svc; see https://console.groq.com/docs/errors.",
+        "messages[0].content at 12:30:01, usage::prompt, a::1b, id fd12, https://api.together.ai/models?x=1@2",
+        "connection to host api.openai.com:443 failed; https://localnews.com/internal/svc",
+    ],
+)
+def test_public_words_stay(words: str) -> None:
+    assert http(400, openai(words)).error["message"] == words
+
+
+@pytest.mark.parametrize("word", ["a.", "10.", "://", "fd00:", "a", "host='", "://a", "1", "svc.", "a.svc."])
+def test_looking_for_addresses_takes_no_quadratic_time(word: str) -> None:
+    """The longest text that is looked through; timed against itself, as machines differ."""
+    started_s = time.monotonic()
+    for _ in range(20):
+        http(400, openai(word * (5000 // len(word))))
+    assert time.monotonic() - started_s < 10
 
 
 @given(_anything, _anything)

@@ -15,7 +15,6 @@ from errors import error_object
 from ipc.messages import Outcome
 from reporting.ends import log_end
 from reporting.log import LONGEST_BODY, body_text, set_up_log
-from reporting.recurring import Recurring
 from reporting.usage import Ended
 from tests.real.processes import REPOSITORY
 
@@ -110,14 +109,3 @@ def test_a_long_body_is_cut_and_no_key_with_it() -> None:
     for place in range(LONGEST_BODY - 40, LONGEST_BODY + 10, 3):
         found = body_text(b"x" * place + key.encode() + b"x" * 9_000_000, (key,))
         assert len(found) < LONGEST_BODY + 60 and "of-the" not in found and found.endswith("characters more")
-
-
-# trouble
-
-
-def test_trouble_is_said_as_it_begins_and_counted_as_it_is_over() -> None:
-    trouble = Recurring()
-    assert trouble.over(0.0) is None
-    assert [trouble.happened(now_s) for now_s in (1.0, 2.0, 8.0)] == [True, False, False]
-    assert trouble.over(17.9) is None and trouble.over(18.0) == (3, 7.0) and trouble.over(19.0) is None
-    assert trouble.happened(20.0) and trouble.over(30.0) == (1, 0.0)

@@ -50,7 +50,7 @@ class Upstream:
         self.stop()
 
     def stats(self) -> dict[str, int]:
-        """received, in_flight, peak_in_flight, answered, failed, cancelled, connections, prompt_tokens, completion_tokens."""
+        """received, in_flight, peak_in_flight, answered, failed, cancelled, limited, connections, prompt_tokens, completion_tokens."""
         found: dict[str, int] = self._ask("GET", "/stats")
         return found
 

@@ -15,13 +15,14 @@ import socket
 import struct
 from collections import Counter, deque
 from collections.abc import AsyncIterator, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from http import HTTPStatus
 from typing import Any
 
 import psutil
 
 from tests.real.upstream.ask import Ask, Cut, Kill, Reply, Reset
+from tests.real.upstream.bucket import Limits
 from tests.real.upstream.streams import reply_to
 from tests.real.upstream.tally import append
 
@@ -40,6 +41,7 @@ class Stats:
     answered: int = 0
     failed: int = 0
     cancelled: int = 0
+    limited: int = 0  # of those that failed, by the rate limit
     prompt_tokens: int = 0  # of the usage that was really reported
     completion_tokens: int = 0
 
@@ -62,12 +64,14 @@ class Request:
 @dataclass
 class Server:
     """key: what the Authorization header must hold, empty: anything. slots: what /props says. loading_s: 503 until then.
+    limits: a rate limit over all requests, if there is one.
     tally: a file to which each completion's tokens are appended, for who is killed and would forget them."""
 
     key: str = ""
     slots: int = 4
     loading_s: float = 0.0
     everybody: str = ""  # a behaviour that overrides what requests ask for
+    limits: Limits | None = None
     tally: str = ""
     stats: Stats = field(default_factory=Stats)
     requests: deque[dict[str, Any]] = field(default_factory=lambda: deque(maxlen=200))
@@ -83,8 +87,19 @@ class Server:
         path = request.path.split("?")[0]
         if path.endswith("/chat/completions") and request.method == "POST":
             ask = self._ask(request)
-            return reply_to(ask), ask
+            return self._limited(ask) or reply_to(ask), ask
         return self._aside(request, path), None
+
+    def _limited(self, ask: Ask) -> Reply | None:
+        """The refusal; or else the answer, told of what is left."""
+        if self.limits is None:
+            return None
+        refusal = self.limits.refusal(ask, asyncio.get_running_loop().time())
+        if refusal is not None:
+            self.stats.limited += 1
+            return refusal
+        reply = reply_to(ask)
+        return replace(reply, headers={**self.limits.told(), **reply.headers})
 
     def _ask(self, request: Request) -> Ask:
         body = request.json()
