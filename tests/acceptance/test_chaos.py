@@ -7,7 +7,7 @@ import shutil
 import pytest
 
 from tests.chaos import report
-from tests.chaos.checker import LOST, TWICE, UNRECORDED, WRONG, check
+from tests.chaos.checker import LOST, RECORDED_TWICE, TWICE, UNRECORDED, WRONG, check
 from tests.chaos.ledger import TOKENS, Asked, Attempt, Final, Incident, Way
 from tests.chaos.run import Options, run
 from tests.chaos.schedule import BROKER, KINDS, schedule
@@ -42,6 +42,7 @@ def attempt(node: str, first_s: float, last: int = TOKENS - 1) -> Attempt:
 def kinds(one: Asked, *incidents: Incident, recorded: bool = True) -> tuple[set[str], set[str]]:
     """What is found of it: bad, and known."""
     record = {"request_id": "id", "record_id": "r", "attempt": 1, "outcome": "answered"}
+    record |= {"tokens_source": "none", "usage": {"total_tokens": 0}}
     found = check([one], list(incidents), {"chaos-0": [record]} if recorded else {})
     return set(found.bad), set(found.known)
 
@@ -77,6 +78,18 @@ def test_the_checker_misses_answers_and_records() -> None:
     open_one.final = None
     assert kinds(open_one)[0] == {LOST}
     assert kinds(asked("direct", attempt("A", 101)), recorded=False)[0] == {UNRECORDED}
+
+
+def test_the_checker_adds_up_what_a_consumer_would() -> None:
+    """Each record_id once; one that two requests share is noticed."""
+    one, other = asked("direct", attempt("A", 101)), asked("direct", attempt("A", 101))
+    other.tag = "chaos-1"
+    record = {"request_id": "id", "record_id": "r", "attempt": 1, "outcome": "answered", "tokens_source": "reported"}
+    twice = [record | {"usage": {"total_tokens": 5}}, record | {"usage": {"total_tokens": 7}}]
+    found = check([one], [], {"chaos-0": twice})
+    assert (found.tokens, found.record_ids, found.records, set(found.bad)) == ({"reported": 5}, {"r"}, 2, set())
+    shared = check([one, other], [], {"chaos-0": twice, "chaos-1": twice})
+    assert set(shared.bad) == {RECORDED_TWICE} and "another request's" in shared.bad[RECORDED_TWICE][0]
 
 
 def test_words_out_of_their_turn_are_noticed() -> None:

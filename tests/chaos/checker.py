@@ -28,6 +28,8 @@ class Findings:
     attempts: Counter[int] = field(default_factory=Counter)
     outcomes: Counter[str] = field(default_factory=Counter)
     records: int = 0
+    record_ids: set[str] = field(default_factory=set)
+    tokens: Counter[str] = field(default_factory=Counter)  # by tokens_source, of each record_id once
     unreachable: int = 0  # asked of a gateway that was not there: no requests
 
 
@@ -107,12 +109,23 @@ def _check_records(one: Asked, records: list[dict[str, Any]], found: Findings) -
         found.bad[RECORDED_TWICE].append(f"{line}: {ids}")
     if one.request_id and any(request_id != one.request_id for request_id, _ in ids):
         found.bad[RECORDED_TWICE].append(f"{line}: recorded as {ids}")
+    _add_up(records, found, line)
     if not ids and needs_record(one):
         found.bad[UNRECORDED].append(line)
     if records:
         last = max(records, key=lambda record: record["attempt"])
         found.attempts[last["attempt"]] += 1
         found.outcomes[last["outcome"]] += 1
+
+
+def _add_up(records: list[dict[str, Any]], found: Findings, line: str) -> None:
+    """As a consumer does: the first record of each id counts. No two requests may share one."""
+    first = {record["record_id"]: record for record in reversed(records)}
+    for record_id, record in first.items():
+        if record_id in found.record_ids:
+            found.bad[RECORDED_TWICE].append(f"{line}: {record_id} is another request's too")
+        found.record_ids.add(record_id)
+        found.tokens[record["tokens_source"]] += record["usage"]["total_tokens"]
 
 
 def needs_record(one: Asked) -> bool:

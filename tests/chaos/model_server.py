@@ -1,4 +1,4 @@
-"""`python -m tests.chaos.model_server PORT SLOTS`: the test upstream as a local model; its words are b0 b1 … instead of
+"""`python -m tests.chaos.model_server PORT SLOTS TALLY`: the test upstream as a local model; its words are b0 b1 … instead of
 t0 t1 …, so that an answer tells which node made it."""
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ class ModelServer(Server):
         return local
 
 
-async def serve(port: int, slots: int) -> None:
-    listening = await ModelServer(slots=slots).serve("127.0.0.1", port)
+async def serve(port: int, slots: int, tally: str) -> None:
+    listening = await ModelServer(slots=slots, tally=tally).serve("127.0.0.1", port)
     await listening.serve_forever()
 
 
 if __name__ == "__main__":
-    asyncio.run(serve(int(sys.argv[1]), int(sys.argv[2])))
+    asyncio.run(serve(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]))

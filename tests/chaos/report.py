@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from tests.chaos.checker import LOST, MOST_EXAMPLES, RECORDED_TWICE, TWICE, UNRECORDED, WRONG, Findings
 from tests.chaos.ledger import Ledger
+from tests.real.upstream.tally import Spent
 
 MUST_BE_NONE = (LOST, TWICE, WRONG, UNRECORDED, RECORDED_TWICE)
 
@@ -21,6 +22,7 @@ class Result:
     node_faults: list[str] = field(default_factory=list)
     answers_a_second: float = 0.0
     events: Counter[str] = field(default_factory=Counter)
+    spent: Spent = field(default_factory=Spent)
 
     @property
     def passed(self) -> bool:
@@ -48,6 +50,8 @@ def details(result: Result) -> str:
     lines = [
         f"events: {_counts(result.events)}",
         f"answers a second: {result.answers_a_second:.1f}; usage records: {found.records:,}; no gateway there: {found.unreachable}",
+        f"distinct record_ids: {len(found.record_ids):,}, of {sum(found.finals.values()):,} requests",
+        _tokens(result),
         f"ends: {_counts(found.finals)}",
         f"records' outcomes: {_counts(found.outcomes)}",
         f"attempts, by the record: {', '.join(f'{n}: {count:,}' for n, count in sorted(found.attempts.items()))}",
@@ -58,6 +62,15 @@ def details(result: Result) -> str:
     for kind, examples in (("orphans", result.orphans), ("slots stuck", result.stuck), ("faults of processes", result.node_faults)):
         lines += [f"{kind}: {len(examples)}", *(f"  {example}" for example in examples[:MOST_EXAMPLES])] if examples else []
     return "\n".join(lines)
+
+
+def _tokens(result: Result) -> str:
+    """Killed attempts have spent tokens that no record can name."""
+    spent, recorded = result.spent, result.findings.tokens
+    lost = spent.counted + spent.broken_off - recorded["reported"] - recorded["estimated"]
+    upstreams = f"the upstreams spent {spent.counted + spent.broken_off:,}, {spent.broken_off:,} of them in streams that broke off"
+    records = f"the records say {recorded['reported']:,} reported and {recorded['estimated']:,} estimated"
+    return f"tokens: {upstreams}; {records}: {lost:,} were spent by attempts that no record tells of"
 
 
 def progress(ledger: Ledger, at_s: float, up: str) -> str:

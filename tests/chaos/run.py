@@ -27,6 +27,7 @@ from tests.chaos.storm import NOBODY, Storm
 from tests.real.brokers import Broker
 from tests.real.processes import wait_until
 from tests.real.upstream import Upstream
+from tests.real.upstream.tally import read
 
 SLOTS_A, SLOTS_B, REPLICAS_B = 24, 16, 2
 STARTS_WITHIN_S = 90.0
@@ -64,7 +65,8 @@ class _Run:
         self._id = f"run-{uuid.uuid4().hex[:8]}"
         self._model, self._records_topic = f"chaos-{self._id}", f"res-{self._id}"
         self._ledger = Ledger()
-        self._upstream = stack.enter_context(Upstream())
+        self._tally = folder / "tokens.log"
+        self._upstream = stack.enter_context(Upstream(tally=str(self._tally)))
         self._service = Service(self._ledger)
         stack.enter_context(self._service)
         self._nodes = [self._node("A", self._remote()), self._node("B", self._local())]
@@ -110,9 +112,8 @@ class _Run:
         records = self._keeper.read(self._all_recorded, RECORDS_WITHIN_S)
         orphans = self._find_orphans()
         found = checker.check(asked, self._ledger.incidents, records)
-        return report.Result(
-            self._options.seed, took_s / 60, found, orphans, stuck, self._ledger.node_faults, answered / took_s, self._done
-        )
+        spent, faults = read(self._tally), self._ledger.node_faults
+        return report.Result(self._options.seed, took_s / 60, found, orphans, stuck, faults, answered / took_s, self._done, spent)
 
     def _do_storm(self) -> None:
         for event in schedule(self._options.seed, self._options.length_s, self._options.broker_every_s):
@@ -212,7 +213,8 @@ class _Run:
         return {"NODE_TYPE": "remote", "API_URL": self._upstream.url, "BACKEND_PROCESSES": "3", "MAX_PROCESS_NUM": str(SLOTS_A)}
 
     def _local(self) -> dict[str, str]:
-        command = f"{shlex.quote(sys.executable)} -m tests.chaos.model_server {{port}} {SLOTS_B // REPLICAS_B}"
+        python, tally = shlex.quote(sys.executable), shlex.quote(str(self._tally))
+        command = f"{python} -m tests.chaos.model_server {{port}} {SLOTS_B // REPLICAS_B} {tally}"
         return {"NODE_TYPE": "local", "MODEL_COMMAND": command, "LOCAL_REPLICAS": str(REPLICAS_B), "MAX_PROCESS_NUM": str(SLOTS_B)}
 
     def _gateway(self, number: int) -> Player:

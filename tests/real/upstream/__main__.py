@@ -28,6 +28,7 @@ def main() -> None:
     parser.add_argument("--everybody", default="", help="a behaviour for all requests, whatever they ask for")
     parser.add_argument("--slots", type=int, default=4, help="total_slots of /props")
     parser.add_argument("--loading-s", type=float, default=0.0, help="answer 503 'Loading model' for so long")
+    parser.add_argument("--tally", default="", help="a file to which the tokens of each completion are appended")
     parser.add_argument("--rpm", type=int, default=0, help="a limit of requests a minute, in a bucket of --burst")
     parser.add_argument("--burst", type=int, default=10, help="requests that the bucket holds")
     parser.add_argument("--tpm", type=int, default=0, help="a limit of tokens a minute, in a bucket of --token-burst")
@@ -35,7 +36,7 @@ def main() -> None:
     parser.add_argument("--untold", type=int, default=0, help="1: nothing but the refusals tells of the limits")
     given = parser.parse_args()
     with contextlib.suppress(KeyboardInterrupt):
-        server = Server(given.key, given.slots, given.loading_s, given.everybody, _limits(given))
+        server = Server(given.key, given.slots, given.loading_s, given.everybody, _limits(given), given.tally)
         asyncio.run(_serve(server, given.port))
 
 

@@ -30,6 +30,7 @@ class Ask:
     name: str = field(init=False)
     params: dict[str, str] = field(init=False)
     usage_reported: bool = field(default=False, init=False)
+    produced: int = field(default=0, init=False)  # tokens of a stream, by now
 
     def __post_init__(self) -> None:
         self.name, _, query = self.behaviour.partition("?")
@@ -85,6 +86,7 @@ class Ask:
             wait = start + i * gap - loop.time()
             if wait > 0:
                 await asyncio.sleep(wait)
+            self.produced += self.choices
             yield i, word
 
 

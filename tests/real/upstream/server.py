@@ -24,6 +24,7 @@ import psutil
 from tests.real.upstream.ask import Ask, Cut, Kill, Reply, Reset
 from tests.real.upstream.bucket import Limits
 from tests.real.upstream.streams import reply_to
+from tests.real.upstream.tally import append
 
 MAX_HEADER_BYTES = 1 << 20
 
@@ -63,13 +64,15 @@ class Request:
 @dataclass
 class Server:
     """key: what the Authorization header must hold, empty: anything. slots: what /props says. loading_s: 503 until then.
-    limits: a rate limit over all requests, if there is one."""
+    limits: a rate limit over all requests, if there is one.
+    tally: a file to which each completion's tokens are appended, for who is killed and would forget them."""
 
     key: str = ""
     slots: int = 4
     loading_s: float = 0.0
     everybody: str = ""  # a behaviour that overrides what requests ask for
     limits: Limits | None = None
+    tally: str = ""
     stats: Stats = field(default_factory=Stats)
     requests: deque[dict[str, Any]] = field(default_factory=lambda: deque(maxlen=200))
     seen: Counter[str] = field(default_factory=Counter)
@@ -195,8 +198,12 @@ class Connection(asyncio.StreamReaderProtocol):
         if ask is None:
             await _send(reply, writer)
             return
-        with _counted(self._server.stats, ask, reply):
-            await _send(reply, writer)
+        try:
+            with _counted(self._server.stats, ask, reply):
+                await _send(reply, writer)
+        finally:
+            if self._server.tally:
+                append(self._server.tally, ask)
 
 
 @contextlib.contextmanager
