@@ -202,7 +202,7 @@ def test_a_drain_cuts_a_local_models_stream_with_an_error(pulsar: Broker) -> Non
         node.signal(signal.SIGTERM)
         assert node.wait(10) == 0
         *_, last = requester.stream(request_id)
-        assert last["data"]["error"]["code"] == "node_child_died"
+        assert last["data"]["error"]["code"] == "node_stopped"
         scene.wait_empty()
 
 

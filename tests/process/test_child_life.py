@@ -173,15 +173,15 @@ def test_a_stopped_child_blocks_nobody(upstream: Upstream, requester: Requester)
 
 def test_a_child_that_was_stopped_past_its_lease_answers_nobody(upstream: Upstream, requester: Requester) -> None:
     """Others have its requests by then."""
-    with Backends(settings(upstream.url), lease_s=2.0) as backend:
+    with Backends(settings(upstream.url), lease_s=6.0) as backend:
         process = psutil.Process(backend.child.process.pid)
         for _ in range(12):
-            backend.send(task(requester, "mock?latency=2s", stream=False))
+            backend.send(task(requester, "mock?latency=5s", stream=False))
         upstream.wait_for(lambda stats: stats["in_flight"] >= 12)
         process.suspend()
         assert requester.post_tries == 0
-        upstream.wait_for(lambda stats: stats["in_flight"] == 0)
-        time.sleep(2.5)  # the lease runs out, as its supervisor says nothing
+        upstream.wait_for(lambda stats: stats["in_flight"] == 0, 30)
+        time.sleep(6.5)  # the lease runs out, as its supervisor says nothing
         process.resume()
         process.wait(10)
     assert requester.post_tries == 0
