@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 
 LOOK_EACH_S = 0.005
+AWAY_FROM_S = 0.1  # without a look: it waited for its upstream, or the process was stopped
 MARGIN_S = 5.0  # what a step may take beyond its own time-outs, on a machine that is short of everything
 
 
@@ -18,12 +19,17 @@ def _say_nothing() -> None:
     return
 
 
+def _never() -> bool:
+    return False
+
+
 class Lease:
-    """Until when (monotonic) the supervisor's word holds that this process's requests are its own. One that was stopped
-    past it may find them answered by others."""
+    """Until when (monotonic) the supervisor's word holds that this process's requests are its own, and whether the
+    supervisor is gone already. A process that was stopped may find that others answer them."""
 
     def __init__(self) -> None:
         self.until_s = math.inf
+        self.is_cut: Callable[[], bool] = _never
 
 
 class Run:
@@ -38,6 +44,7 @@ class Run:
         self.begun = False
         self.ended: Exception | None = None
         self.lease = Lease()
+        self._checked_s = 0.0
         self.changed = threading.Condition()
         self._announce = announce
         self._handle: socket.socket | None = None
@@ -67,8 +74,11 @@ class Run:
     def check(self) -> None:
         """Raises what it was ended for. Where the lease is over, whoever listens to the supervisor is about to renew it, or
         to end all runs: nothing may go out before that is known."""
-        while self.ended is None and time.monotonic() > self.lease.until_s:
+        now_s = time.monotonic()
+        was_away = now_s - self._checked_s > AWAY_FROM_S
+        while self.ended is None and (time.monotonic() > self.lease.until_s or (was_away and self.lease.is_cut())):
             time.sleep(LOOK_EACH_S)
+        self._checked_s = now_s
         if self.ended is not None:
             raise self.ended
 

@@ -109,7 +109,7 @@ class Child:
     def _listen(self) -> None:
         """The only reader of the channel. Leaving it means that nobody is left to work for."""
         lease = self._aboard.lease
-        lease.until_s = time.monotonic() + self._lease_s
+        lease.until_s, lease.is_cut = time.monotonic() + self._lease_s, self._channel.is_cut
         try:
             while messages := self._channel.receive(self._lease_s):
                 lease.until_s = time.monotonic() + self._lease_s

@@ -165,6 +165,12 @@ class ChildEnd:
         except OSError as error:
             raise ChannelBroken(f"the supervisor's end is closed: {error}") from None
 
+    def is_cut(self) -> bool:
+        """Whether the supervisor is gone, whatever of its messages is still unread."""
+        poll = select.poll()
+        poll.register(self._reading.fileno(), 0)  # a hang-up is always reported
+        return any(events & (select.POLLHUP | select.POLLERR | select.POLLNVAL) for _, events in poll.poll(0))
+
     def receive(self, timeout_s: float) -> list[ToChild]:
         """At least one message, or [] when none came in time. Raises ChannelBroken when the supervisor is gone, or has
         sent what is no message; those before it are returned first."""

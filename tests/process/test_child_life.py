@@ -187,6 +187,22 @@ def test_a_child_that_was_stopped_past_its_lease_answers_nobody(upstream: Upstre
     assert requester.post_tries == 0
 
 
+def test_a_child_that_was_stopped_as_its_supervisor_died_answers_nobody(upstream: Upstream, requester: Requester) -> None:
+    """Its lease is not over, and others have its requests all the same."""
+    with Backends(settings(upstream.url), lease_s=60.0) as backend:
+        process = psutil.Process(backend.child.process.pid)
+        for _ in range(12):
+            backend.send(task(requester, "mock?latency=5s", stream=False))
+        upstream.wait_for(lambda stats: stats["in_flight"] >= 12)
+        process.suspend()
+        assert requester.post_tries == 0
+        backend.child.channel.close()
+        upstream.wait_for(lambda stats: stats["in_flight"] == 0, 30)
+        process.resume()
+        process.wait(10)
+    assert requester.post_tries == 0
+
+
 # upstreams that cannot be reached
 
 
