@@ -13,7 +13,6 @@ import pulsar
 from messaging.topics import dead_letter_topic, request_topic
 from tests.real.records import checked
 
-
 MOST_CHECKED = 300  # against the schema, which costs a millisecond each
 
 
