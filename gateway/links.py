@@ -15,7 +15,7 @@ import msgspec
 from loguru import logger
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
-from gateway.nodes import Answer, read_frame, whole_for
+from gateway.nodes import Answer, read_frame, read_texts, whole_for
 from gateway.pending import Frame, Pending, Waiter
 from gateway.problem import bad_answer, node_lost
 
@@ -48,7 +48,7 @@ async def serve_link(websocket: WebSocket, pending: Pending) -> None:
     pending.links.add(link)
     writer = asyncio.create_task(link.write_to(websocket))
     try:
-        await link.read_from(websocket)
+        await read_texts(websocket, link.take)
     finally:
         writer.cancel()
         pending.release(link, node_lost().frame())
@@ -61,15 +61,6 @@ class NodeLink:
         self._pending, self._abort = pending, abort
         self._unsent: asyncio.Queue[str] = asyncio.Queue()
         self._sending = self._aborted = self._ignored = False
-
-    async def read_from(self, websocket: WebSocket) -> None:
-        while True:
-            message = await websocket.receive()
-            if message["type"] == "websocket.disconnect":
-                return
-            text = message.get("text")
-            if text is not None:
-                self.take(text)
 
     async def write_to(self, websocket: WebSocket) -> None:
         with contextlib.suppress(WebSocketDisconnect, RuntimeError):  # it is closed already, which its reader learns by itself

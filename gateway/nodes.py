@@ -5,6 +5,7 @@ Either way serves either kind of request: a node that reads only one of `stream`
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -57,13 +58,18 @@ async def take_post(request: Request, pending: Pending) -> Response:
 async def take_frames(websocket: WebSocket, pending: Pending) -> None:
     """Reads one node's socket to its end. Frames of many requests may come; what is for nobody is dropped in silence."""
     await websocket.accept()
+    await read_texts(websocket, lambda text: _take_frame(text, pending))
+
+
+async def read_texts(websocket: WebSocket, take: Callable[[str], None]) -> None:
+    """Each text frame, until the other side is gone; others are ignored."""
     while True:
         message = await websocket.receive()
         if message["type"] == "websocket.disconnect":
             return
         text = message.get("text")
         if text is not None:
-            _take_frame(text, pending)
+            take(text)
 
 
 def _take_frame(text: str, pending: Pending) -> None:
