@@ -74,7 +74,6 @@ Kind = Literal[
 
 
 Phase = Literal[
-    "starting",  # the upstream has never answered this node
     "waiting",  # the requester has seen nothing yet
     "begun",  # a part of the answer is with the requester
 ]
@@ -156,16 +155,15 @@ _LONGEST_NAME = 200
 def verdict(failure: Failure, secrets: tuple[str, ...] = (), now_s: float | None = None, phase: Phase = "waiting") -> Verdict:
     """What to do about a failure of the upstream. `secrets`: strings to take out of its words; `now_s`: UTC seconds,
     the clock's where it is not given."""
-    judged = _unanswered(failure, phase) if failure.kind in _WORDS else _answered(failure, secrets, now_s)
+    judged = _unanswered(failure) if failure.kind in _WORDS else _answered(failure, secrets, now_s)
     return Verdict(Scope.REQUEST, judged.error) if phase == "begun" else judged
 
 
-def _unanswered(failure: Failure, phase: Phase) -> Verdict:
+def _unanswered(failure: Failure) -> Verdict:
     type_ = "timeout" if failure.kind == "timeout" else "server_error"
     error = error_object(_WORDS[failure.kind], type_, f"upstream_{failure.kind}")
-    if phase == "starting" and failure.kind in ("refused", "unresolved", "tls"):
-        return Verdict(Scope.NODE, error, "ConfigurationError", confirm=True)  # it may only be starting itself
-    # Unresolved names and broken TLS pass by themselves once the node has served: no reason for an Event.
+    # Unresolved names and broken TLS pass by themselves once the node has served: no reason for an Event. What they mean
+    # to a node that never reached its upstream is supervision/trouble.py's to say.
     return Verdict(Scope.THROTTLE if failure.kind in ("unresolved", "tls") else Scope.RETRY, error)
 
 

@@ -174,27 +174,24 @@ class Budget:
             for what, bucket in self._set.items():
                 bucket.give_back(sent.tokens if what == "tpm" else 1.0)
 
-    def refused(self, number: int, wait_s: float | None, now_s: float, *, over_limit: bool = True) -> float | None:
-        """By a 429 or the like; `wait_s` as the upstream asked. The pause that begins with it, if one does.
+    def refused(self, number: int, wait_s: float | None, now_s: float, *, over_limit: bool = True) -> None:
+        """By a 429 or the like; `wait_s` as the upstream asked. What was on its way together counts once.
 
         over_limit: the refusal is about how much was asked; otherwise the upstream is only away."""
         sent = self._sent.pop(number, None)
         if sent is not None:
             self._take_back(sent, now_s)
             self._patience_s = min(max(3 * (now_s - sent.at_s), SHORTEST_PATIENCE_S), LONGEST_PATIENCE_S)
-        is_news = sent is None or sent.at_s > self._refused_at_s  # what was on its way together counts once
+        is_news = sent is None or sent.at_s > self._refused_at_s
         if is_news:
             self._refusals = min(self._refusals + 1, MOST_DOUBLINGS)
         wait_s = wait_s or min(FIRST_PAUSE_S * 2.0 ** (self._refusals - 1), LONGEST_PAUSE_S)
-        until_s = now_s + wait_s * (1 + JITTER * self._dice.random())
-        begins = now_s >= self._paused_until_s
-        self._paused_until_s = max(self._paused_until_s, until_s)
+        self._paused_until_s = max(self._paused_until_s, now_s + wait_s * (1 + JITTER * self._dice.random()))
         if not is_news:
-            return None
+            return
         self._refused_at_s, self._probing, self._probe_at_s = now_s, True, math.inf
         if over_limit:
             self._cut(now_s)
-        return until_s - now_s if begins else None
 
     def _take_back(self, sent: _Sent, now_s: float) -> None:
         """It took nothing."""

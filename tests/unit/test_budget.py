@@ -275,9 +275,9 @@ def test_after_a_refusal_a_pause_then_one_probe_then_more() -> None:
     for number in range(20):
         budget.dispatched(number, 0.0, 0.0)
     budget.ended(0, None, 0.1)
-    pause_s = budget.refused(1, 2.0, 0.1)
-    assert pause_s is not None and 2.0 <= pause_s <= 2.2
-    assert [budget.refused(number, 2.0, 0.1) for number in range(2, 20)] == [None] * 18, "what was on its way together counts once"
+    for number in range(1, 20):
+        budget.refused(number, 2.0, 0.1)
+    assert 2.0 <= budget.paused_s(0.1) <= 2.2
     assert budget.room(1.0) == 0 and budget.paused_s(1.0) > 1
     assert budget.room(2.5) == 1
     budget.dispatched(20, 0.0, 2.5)
@@ -287,11 +287,21 @@ def test_after_a_refusal_a_pause_then_one_probe_then_more() -> None:
     assert 0 < budget.room(60.0) <= 2
 
 
+def test_refusals_of_what_was_on_its_way_together_count_once() -> None:
+    budget = Budget(random.Random(1))
+    for number in range(20):
+        budget.dispatched(number, 0.0, 0.0)
+    for number in range(20):
+        budget.refused(number, None, 0.1)
+    assert 1.0 <= budget.paused_s(0.1) <= 1.1
+
+
 def test_pauses_grow_where_the_upstream_does_not_say_how_long() -> None:
     budget, now_s, pauses = Budget(random.Random(1)), 0.0, []
     for number in range(50):
         budget.dispatched(number, 0.0, now_s)
-        pauses.append(budget.refused(number, None, now_s + 0.1) or 0.0)
+        budget.refused(number, None, now_s + 0.1)
+        pauses.append(budget.paused_s(now_s + 0.1))
         now_s += 0.1 + pauses[-1]
     assert 1 <= pauses[0] <= 1.1 and 2 <= pauses[1] <= 2.2
     assert pauses[-1] <= 1.1 * LONGEST_PAUSE_S

@@ -2,42 +2,19 @@
 
 from __future__ import annotations
 
-import json
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
 
 import pytest
 
 from config import Settings
 from supervision.check import _records
-
-
-class AdminHandler(BaseHTTPRequestHandler):
-    """Pulsar's admin address, where one token may ask for one topic."""
-
-    def do_GET(self) -> None:
-        known = {"/admin/v2/persistent/public/default/res-read/subscriptions": ["billing"]}
-        status = 200 if self.path in known else 404
-        if self.headers["Authorization"] != "Bearer t-1":
-            status = 401
-        body = json.dumps(known.get(self.path, [])).encode()
-        self.send_response(status)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, format: str, *arguments: Any) -> None:
-        """Nothing: a passing test is silent."""
+from tests.real.admin_server import admin_server
 
 
 @pytest.fixture
 def admin_url() -> Iterator[str]:
-    with ThreadingHTTPServer(("127.0.0.1", 0), AdminHandler) as server:
-        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
+    with admin_server({"persistent/public/default/res-read/subscriptions": (200, ["billing"])}) as url:
+        yield url
 
 
 @pytest.mark.parametrize(

@@ -195,13 +195,6 @@ def test_no_answer_after_the_first_output(kind: Kind) -> None:
     assert verdict(Failure(kind, "detail"), phase="begun").scope is Scope.REQUEST
 
 
-@pytest.mark.parametrize("kind", ["refused", "unresolved", "tls"])
-def test_an_upstream_that_never_answered_may_be_a_wrong_address(kind: Kind) -> None:
-    judged = verdict(Failure(kind, "detail"), phase="starting")
-    assert (judged.scope, judged.reason, judged.confirm) == (Scope.NODE, CONFIGURATION, True)
-    assert verdict(Failure("timeout", "detail"), phase="starting").scope is Scope.RETRY
-
-
 def test_x_should_retry_overrides() -> None:
     assert http(400, openai("m"), x_should_retry="true").scope is Scope.RETRY
     assert http(503, openai("m"), x_should_retry="False").scope is Scope.REQUEST

@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import json
-import threading
 import time
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
 
 import openai
 import pytest
@@ -16,6 +12,7 @@ import pytest
 from gateway import models as module
 from gateway.models import Models, is_model_name, model_names
 from messaging.admin import AdminSilent, PulsarAdmin
+from tests.real.admin_server import admin_server
 from tests.unit.gateway_fakes import COMPLETION, running
 
 TOPIC = "persistent://public/default/model-"
@@ -110,38 +107,19 @@ def test_without_an_admin_address_the_own_model_is_there_before_any_answer() -> 
     assert asked(models, "anything") == [True]
 
 
-class AdminHandler(BaseHTTPRequestHandler):
-    """Pulsar's three addresses, and one that is broken."""
-
-    answers: dict[str, tuple[int, Any]] = {  # noqa: RUF012 - only read
-        "/admin/v2/persistent/public/default": (200, [TOPIC + "a"]),
-        "/admin/v2/persistent/public/default/partitioned": (200, [TOPIC + "p"]),
-        "/admin/v2/persistent/public/default/model-a%20b/subscriptions": (200, ["s"]),
-        "/admin/v2/persistent/public/default/model-broken/subscriptions": (500, []),
-        "/admin/v2/persistent/public/default/model-odd/subscriptions": (200, {"not": "a list"}),
-    }
-
-    def do_GET(self) -> None:
-        status, content = self.answers.get(self.path, (404, {"reason": "Topic not found"}))
-        if self.headers["Authorization"] != "Bearer t-1":
-            status = 401
-        body = json.dumps(content).encode()
-        self.send_response(status)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, format: str, *arguments: Any) -> None:
-        """Nothing: a passing test is silent."""
-
-
 @pytest.fixture
 def admin_url() -> Iterator[str]:
-    with ThreadingHTTPServer(("127.0.0.1", 0), AdminHandler) as server:
-        thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
-        thread.start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
+    """Pulsar's three addresses, and two that are broken."""
+    default = "persistent/public/default"
+    answers = {
+        default: (200, [TOPIC + "a"]),
+        f"{default}/partitioned": (200, [TOPIC + "p"]),
+        f"{default}/model-a%20b/subscriptions": (200, ["s"]),
+        f"{default}/model-broken/subscriptions": (500, []),
+        f"{default}/model-odd/subscriptions": (200, {"not": "a list"}),
+    }
+    with admin_server(answers) as url:
+        yield url
 
 
 def test_the_admin_address_is_asked_with_the_token(admin_url: str) -> None:
