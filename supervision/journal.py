@@ -19,7 +19,7 @@ from loguru import logger
 
 MAX_FILE_BYTES = 1 << 20
 MAX_JOURNALS = 64  # nodes that share one folder
-KEPT_S = 24 * 3600.0  # a request that has not come back by then never will
+CLOCKS_DIFFER_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -34,11 +34,13 @@ class Aboard:
 
 class Journal:
     """`folder`: STATE_DIR, or None to keep nothing. `lost` holds what the node that wrote it last had aboard when it
-    died; an entry leaves it with `recover`."""
+    died; an entry leaves it with `recover`, or a start after `request_ttl_s`: whatever comes back then is refused, and most
+    of what does not come back was answered by another node."""
 
-    def __init__(self, folder: Path | None) -> None:
+    def __init__(self, folder: Path | None, request_ttl_s: float = 300.0) -> None:
         self._aboard: dict[str, Aboard] = {}
         self.lost: dict[str, Aboard] = {}
+        self._kept_s = request_ttl_s + CLOCKS_DIFFER_S
         self._path: Path | None = None
         self._fd = -1
         self._written_bytes = 0
@@ -70,7 +72,7 @@ class Journal:
             folder.mkdir(parents=True, exist_ok=True)
             self._path = _first_free(folder)
             known = _read(self._path)
-            self.lost = {name: aboard for name, aboard in known.items() if aboard.at_ms > _now_ms() - KEPT_S * 1000}
+            self.lost = {name: aboard for name, aboard in known.items() if aboard.at_ms > _now_ms() - self._kept_s * 1000}
             self._rewrite()
         except OSError as error:
             self._give_up(error)

@@ -82,7 +82,7 @@ class Node:
         )  # fmt: skip
         self._consumer = Consumer(settings, self._mailbox.put, self._mailbox.wake)
         self._publisher = Publisher(self._consumer.client)
-        journal = Journal(Path(settings.state_dir) if settings.state_dir else None)
+        journal = Journal(Path(settings.state_dir) if settings.state_dir else None, settings.request_ttl_s)
         self._requests = Requests(settings, self._publish, self._consumer.acknowledge, dice, journal)
         self._limit = LocalLimit(settings)
         self._upstream = Upstream(settings, dice)
