@@ -11,8 +11,10 @@ scripts/venv requirement.txt requirement-dev.txt requirement-local.txt
 ./local.sh
 python=.venv/bin/python
 
-if [ $# -eq 0 ]; then
-  "$python" -m ruff check .
-  "$python" -m mypy
+if [ $# -gt 0 ]; then
+  exec "$python" -m pytest -q --durations=15 "$@"
 fi
-exec "$python" -m pytest -q --durations=15 "$@"
+"$python" -m ruff check .
+"$python" -m mypy
+# Two at once, as much of a test's time is waiting; tests/conftest.py says which must not run beside each other.
+exec "$python" -m pytest -q --durations=15 --numprocesses=2 --no-loadscope-reorder

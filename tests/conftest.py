@@ -2,11 +2,39 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
+from xdist.scheduler import LoadScopeScheduling
 
 from tests.real.upstream import Upstream
+
+# They start whole nodes as their users do, on the ports that a first try takes: one after the other.
+_ON_WELL_KNOWN_PORTS = ("test_all_in_one.py", "test_start_sh.py", "test_ai_sh.py")
+_ON_REAL_PULSAR = re.compile(r"/acceptance/.*\[pulsar\b")
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Real Pulsar goes first, as it takes longest."""
+    items.sort(key=lambda item: not _ON_REAL_PULSAR.search(item.nodeid))
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling:
+    return _BySharedParts(config, log)
+
+
+class _BySharedParts(LoadScopeScheduling):  # type: ignore[misc]
+    """Where the tests run in several processes: those that share a real Pulsar, well-known ports, or a file and so its
+    fixtures, run in one of them. (xdist's own groups do nothing with this release of pytest.)"""
+
+    def _split_scope(self, nodeid: str) -> str:
+        if _ON_REAL_PULSAR.search(nodeid):
+            return "the real Pulsar"
+        file = nodeid.partition("::")[0]
+        return "well-known ports" if file.endswith(_ON_WELL_KNOWN_PORTS) else file
 
 
 @pytest.fixture(scope="session")
