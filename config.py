@@ -60,6 +60,23 @@ def _seconds(value: str) -> float:
     return total
 
 
+def _percent(value: str) -> float:
+    """`5` → 0.05."""
+    if not re.fullmatch(r"[0-9]{1,2}(\.[0-9]{1,3})?%?", value) or not 0 < (percent := float(value.rstrip("%"))) < 100:
+        raise ValueError("should be a percentage above 0 and below 100")
+    return percent / 100
+
+
+def _gpu_ids(value: str) -> tuple[str, ...]:
+    """`0,1` or UUIDs as nvidia-smi -L shows them."""
+    ids = tuple(part.strip() for part in value.split(","))
+    if not all(re.fullmatch(r"[0-9]{1,3}|(GPU|MIG)-[0-9A-Za-z/-]+", each) for each in ids):
+        raise ValueError("should be numbers or UUIDs of GPUs with commas between, like 0,1, as nvidia-smi -L lists them")
+    if len(set(ids)) < len(ids):
+        raise ValueError("should name each GPU once")
+    return ids
+
+
 def _flag(value: str) -> bool:
     if value.lower() not in ("true", "false", "1", "0", "yes", "no", "on", "off"):
         raise ValueError("should be true or false")
@@ -196,13 +213,41 @@ class Settings:
         "", _readable_file, "local: a GGUF file, or a llamafile", shown_default="SmolLM2-135M, once ./local.sh has run"
     )
     model_command: str = variable(
-        "", _text, "local: a command that serves OpenAI's API; {port} and {model} are filled in"
+        "", _text, "local: a command that serves OpenAI's API; {port}, {model} and {gpu} are filled in"
     )
-    local_replicas: int = variable(1, _whole(1, 64), "local: model servers, one child each")
+    gpu_ids: tuple[str, ...] = variable(
+        (), _gpu_ids, "local: GPUs for the model servers, like 0,1 or UUIDs; divided among them as CUDA_VISIBLE_DEVICES",
+        shown_default="what the model server takes",
+    )
+    local_replicas: int = variable(
+        1, _whole(1, 64), "local: model servers, one child each", shown_default="one for each of GPU_IDS, else 1"
+    )
+    local_adaptive: bool = variable(
+        True, _flag, "local: whether to take fewer requests at once where the machine or the model has no use for more; false: always all slots"
+    )
+    local_memory_reserve: float = variable(
+        0.05, _percent, "local: percent of memory (of the machine, its cgroup, a GPU; 2 GiB at most) that are to stay free: below, half as many requests at once, and 1 where only two fifths of it are left",
+        name="LOCAL_MEMORY_RESERVE_PERCENT", shown_default="5",
+    )
+    local_memory_stall: float = variable(
+        0.10, _percent, "local: half as many, where programs stand still for want of memory so many percent of the time (PSI)",
+        name="LOCAL_MEMORY_STALL_PERCENT", shown_default="10",
+    )
+    local_others_cpu: float = variable(
+        0.40, _percent, "local: fewer, in proportion, where other programs use so many percent of the node's CPU and somebody waits for it",
+        name="LOCAL_OTHERS_CPU_PERCENT", shown_default="40",
+    )
+    local_gain: float = variable(
+        0.05, _percent, "local: twice as many requests at once have to bring so many percent more tokens a second to be worth it",
+        name="LOCAL_GAIN_PERCENT", shown_default="5",
+    )
     boot_timeout_s: float = variable(600.0, _seconds, "local: how long a model may take to load")
     connect_timeout_s: float = variable(10.0, _seconds, "to connect to the upstream")
     first_token_timeout_s: float = variable(120.0, _seconds, "from the request sent to the first output of the upstream")
     read_timeout_s: float = variable(60.0, _seconds, "between two pieces of the upstream's output")
+    generation_timeout_s: float = variable(
+        900.0, _seconds, "for all of one answer, from its first output on: a model that never ends by itself is ended, with an error"
+    )
     request_ttl_s: float = variable(
         300.0, _seconds, "a request older than this, from its first publish, is refused rather than computed"
     )
@@ -307,6 +352,7 @@ def _conflicts(values: Mapping[str, Any], mistakes: list[str], gateway_alone: bo
 def _derived(values: dict[str, Any], gateway_alone: bool) -> dict[str, Any]:
     values.setdefault("model_name", "static")
     values.setdefault("upstream_model", values["model_name"])
+    values.setdefault("local_replicas", len(values.get("gpu_ids", ())) or 1)
     if gateway_alone:
         values.setdefault("port", 8081)
     return values

@@ -36,12 +36,14 @@ class Run:
     """number: names it towards the supervisor; announce: says there that a stream's first frame is about to go out.
 
     by_s: monotonic; a worker that shows no step until then hangs. ended: why its work is to end, once it is.
+    produced: pieces of output so far.
     """
 
     def __init__(self, number: int, request_id: str, announce: Callable[[], None] = _say_nothing) -> None:
         self.number, self.request_id = number, request_id
         self.by_s = math.inf
         self.begun = False
+        self.produced = 0
         self.ended: Exception | None = None
         self.lease = Lease()
         self._checked_s = 0.0
@@ -99,6 +101,9 @@ class Run:
     def step(self, within_s: float) -> None:
         """The next thing that its worker does is over by then."""
         self.by_s = time.monotonic() + within_s + MARGIN_S
+
+    def note_output(self) -> None:
+        self.produced += 1
 
     def rest(self) -> None:
         """Nothing is due for now."""

@@ -22,6 +22,7 @@ class Aboard:
         self._early: OrderedDict[str, None] = OrderedDict()
         self._late_since_s: dict[int, float] = {}
         self._over: Exception | None = None
+        self._produced = 0  # by those that were removed
         self.lease = Lease()
         self._lock = threading.Lock()
 
@@ -38,6 +39,12 @@ class Aboard:
         with self._lock:
             if self._runs.get(run.number) is run:
                 del self._runs[run.number]
+                self._produced += run.produced
+
+    def produced(self) -> int:
+        """Pieces of output, of all that ever were aboard."""
+        with self._lock:
+            return self._produced + sum(run.produced for run in self._runs.values())
 
     def cancel(self, request_id: str) -> None:
         """End its work; what is not here yet is remembered."""

@@ -42,6 +42,7 @@ class Account:
     first_token_ms: float | None = None
     last_token_ms: float | None = None
     on_head: Callable[[Mapping[str, str]], None] | None = field(default=None, repr=False)
+    on_output: Callable[[], None] | None = field(default=None, repr=False)
     _prompt_characters: int = field(default=0, repr=False)
     _output_characters: int = field(default=0, repr=False)
 
@@ -60,6 +61,8 @@ class Account:
             self.last_token_ms = now_ms()
             self.first_token_ms = self.first_token_ms or self.last_token_ms
             self._output_characters += characters
+            if self.on_output is not None:
+                self.on_output()
 
     def reported(self, usage: tuple[int, int]) -> None:
         self.prompt_tokens, self.completion_tokens = usage

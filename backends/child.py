@@ -141,7 +141,7 @@ class Child:
         elif isinstance(message, Probe):
             self._probes.submit(self._probe, message.asks)
         elif isinstance(message, Lease):
-            self._channel.send(Alive(self._aboard.overdue()))
+            self._channel.send(Alive(self._aboard.overdue(), self._aboard.produced(), time.monotonic()))
         elif isinstance(message, Refuse):
             self._refusals.submit(self._worker.refuse, message, self._worker.board_refusal(message))
 

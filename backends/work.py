@@ -86,6 +86,7 @@ class Worker:
 
     def _computed(self, task: Task, piece: _Piece) -> Outcome | None:
         piece.account.on_head = lambda headers: self._pass_on_rates(task.number, headers)
+        piece.account.on_output = piece.run.note_output
         try:
             way = self._way(piece)
             self._answer(task, piece, way)

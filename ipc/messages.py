@@ -71,9 +71,12 @@ class Unusable(msgspec.Struct, frozen=True, tag="unusable"):
 
 class Alive(msgspec.Struct, frozen=True, tag="alive"):
     """Child → supervisor: a lease was read. `overdue`: the requests whose worker has shown nothing past the time that any
-    step of it may take, so that it hangs."""
+    step of it may take, so that it hangs. `produced`: pieces of output, a token each where the upstream streams them one by
+    one, of all requests since the child began, until `at_s`."""
 
     overdue: list[int] = []
+    produced: int = 0
+    at_s: float = 0.0
 
 
 class Begun(msgspec.Struct, frozen=True, tag="begun"):

@@ -56,6 +56,7 @@ class Child:
     channel: SupervisorEnd
     born_s: float
     ready: Ready | None = None
+    alive: Alive | None = None
     last_words: Unusable | None = None
     killed_because: str | None = None
     closed_since_s: float | None = None
@@ -271,7 +272,7 @@ class Crew:
         return messages
 
     def _on_alive(self, child: Child, alive: Alive) -> None:
-        child.unanswered_since_s = None
+        child.unanswered_since_s, child.alive = None, alive
         if alive.overdue:
             self.kill(child, f"it hangs: {len(alive.overdue)} of its requests show no progress")
 

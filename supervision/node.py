@@ -117,7 +117,7 @@ class Node:
                 self._crew.appoint()
                 self._probe()
                 self._receive()
-                self._limit.adjust(self._crew.backends(), self._requests.ledger.in_hand())
+                self._limit.adjust(self._crew.children(), self._requests.ledger.in_hand())
                 self._dispatcher.run()
                 self._retire()
                 self._ask_for_more()

@@ -71,6 +71,9 @@ GOOD: list[tuple[str, str, Any]] = [
     ("READ_TIMEOUT_S", "1.5s", 1.5), ("REQUEST_TTL_S", "10", 10), ("MAX_ATTEMPTS", "1", 1), ("DRAIN_TIMEOUT_S", "20", 20),
     ("ON_TROUBLE", "answer", "answer"), ("CHILD_MEMORY_LIMIT_MB", "512", 512), ("STATUS_PORT", "9090", 9090),
     ("RECHECK_S", "5m", 300), ("KUBERNETES_SERVICE_HOST", "10.0.0.1", "10.0.0.1"),
+    ("GPU_IDS", "0, 1", ("0", "1")), ("GPU_IDS", "GPU-5f-a", ("GPU-5f-a",)), ("LOCAL_ADAPTIVE", "false", False),
+    ("LOCAL_MEMORY_RESERVE_PERCENT", "10", 0.1), ("LOCAL_MEMORY_STALL_PERCENT", "2.5%", 0.025), ("LOCAL_OTHERS_CPU_PERCENT", "50", 0.5),
+    ("LOCAL_GAIN_PERCENT", "5", 0.05), ("GENERATION_TIMEOUT_S", "20m", 1200),
     ("RATE_LIMIT_RPM", "600", 600), ("RATE_LIMIT_TPM", "90000", 90000),
 ]  # fmt: skip
 
@@ -82,6 +85,7 @@ def test_a_good_value(name: str, given: str, value: Any) -> None:
 
 WHOLE = ["0", "-1", "+1", "1.5", "x", "999999999", "9" * 5000, "1_0", "²", "٣"]
 DURATION = ["0", "-1", "x", "5 m", "1m30", "m", "1e3", "9" * 400, "inf", "nan", "٣", "1.s", "5M"]
+PERCENT = ["0", "100", "-1", "x", "0.05.1", "5 %", "٣"]
 ADDRESS = ["localhost", "ftp://h", "http://", "http://h:x", "http://h:0", "http://h:99999", "http://[::1", "http://a b", "http:///v1"]
 BAD: dict[str, list[str]] = {
     "NODE_TYPE": ["x", "remote,local"],
@@ -105,6 +109,10 @@ BAD: dict[str, list[str]] = {
     "TIMEOUT": DURATION,
     "MODEL_PATH": ["/nowhere"],
     "LOCAL_REPLICAS": WHOLE,
+    "GPU_IDS": ["x", "0,,1", "0;1", "-1", "0,0", "GPU-a b"],
+    "LOCAL_ADAPTIVE": ["maybe"],
+    **dict.fromkeys((f"LOCAL_{name}_PERCENT" for name in ("MEMORY_RESERVE", "MEMORY_STALL", "OTHERS_CPU", "GAIN")), PERCENT),
+    "GENERATION_TIMEOUT_S": DURATION,
     "BOOT_TIMEOUT_S": DURATION,
     "CONNECT_TIMEOUT_S": DURATION,
     "FIRST_TOKEN_TIMEOUT_S": DURATION,
