@@ -70,6 +70,7 @@ Kind = Literal[
     "timeout",
     "cut",  # a stream ended with neither finish_reason nor [DONE]
     "garbled",  # an answer that is not OpenAI's JSON
+    "endless",  # an answer that went on past its time
 ]
 
 
@@ -147,6 +148,7 @@ _WORDS: dict[str, str] = {
     "timeout": "The upstream did not answer in time.",
     "cut": "The upstream cut its answer short.",
     "garbled": "The upstream's answer is not what OpenAI's API sends.",
+    "endless": "The model did not come to an end in time; set max_tokens for a shorter answer.",
 }
 _LONGEST_MESSAGE = 4000
 _LONGEST_NAME = 200
@@ -160,8 +162,10 @@ def verdict(failure: Failure, secrets: tuple[str, ...] = (), now_s: float | None
 
 
 def _unanswered(failure: Failure) -> Verdict:
-    type_ = "timeout" if failure.kind == "timeout" else "server_error"
+    type_ = "timeout" if failure.kind in ("timeout", "endless") else "server_error"
     error = error_object(_WORDS[failure.kind], type_, f"upstream_{failure.kind}")
+    if failure.kind == "endless":  # it would be so again
+        return Verdict(Scope.REQUEST, {**error, "message": f"{error['message']} ({failure.detail})"})
     # Unresolved names and broken TLS pass by themselves once the node has served: no reason for an Event. What they mean
     # to a node that never reached its upstream is supervision/trouble.py's to say.
     return Verdict(Scope.THROTTLE if failure.kind in ("unresolved", "tls") else Scope.RETRY, error)
@@ -356,6 +360,7 @@ _STATUS_BY_CODE = {
     "upstream_tls": 502,
     "upstream_reset": 502,
     "upstream_timeout": 504,
+    "upstream_endless": 504,
     "upstream_cut": 502,
     "upstream_garbled": 502,
 }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit, urlunsplit
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from config import Settings
 
 MAX_WHOLE_BYTES = 64 << 20
+TOLD_WITHIN_S = 2.0  # before its time is over, a requester that waits for all of an answer is told that it has no end
 DONE_WITHIN_S = 5.0  # after the last finish_reason; the usage comes in between
 END_WITHIN_S = 0.3  # after [DONE]; a connection that did not end by then is not used again
 
@@ -92,10 +93,17 @@ class ApiBackend:
         kind = response.headers.get("content-type", "no content type").split(";")[0]
         return Failure("http", f"HTTP status {response.status} with {kind}", response.status, body, response.headers)
 
+    def _end_within(self, call: Call) -> _Patience:
+        """Who waits for a whole answer waits as long as the request has time; who sees a stream, as long as it goes on."""
+        end_by_s = time.monotonic() + self._settings.generation_timeout_s
+        if not call.stream and call.deadline_at_s - TOLD_WITHIN_S < end_by_s:
+            return _Patience(call.deadline_at_s - TOLD_WITHIN_S, "the time of its request was over")
+        return _Patience(end_by_s, f"it went on for {self._settings.generation_timeout_s:g} s, GENERATION_TIMEOUT_S")
+
     def _relay(self, call: Call, body: Body, response: Response, sink: Sink, account: Account, answer_by_s: float) -> None:
         if response.is_event_stream:
             relay = _StreamRelay(call, body, sink, account)
-            relay.run(response, answer_by_s, self._settings.read_timeout_s)
+            relay.run(response, answer_by_s, self._settings.read_timeout_s, self._end_within(call))
         else:
             whole = response.read_all(answer_by_s, MAX_WHOLE_BYTES)
             relay_whole(whole, call, body, sink, account)
@@ -133,6 +141,19 @@ def relay_whole(whole: bytes, call: Call, body: Body, sink: Sink, account: Accou
         sink.whole(whole)
 
 
+@dataclass(frozen=True)
+class _Patience:
+    """Until when (monotonic) an answer may go on, and what to say then."""
+
+    end_by_s: float
+    words: str
+
+    def check(self, now_s: float) -> None:
+        """Raises UpstreamFailed."""
+        if now_s > self.end_by_s:
+            raise UpstreamFailed(Failure("endless", self.words))
+
+
 class _StreamRelay:
     """The events of an upstream's stream, each passed on as it comes, to a requester of either kind."""
 
@@ -144,7 +165,7 @@ class _StreamRelay:
         self._finished: set[int | None] = set()
         self._done = False  # [DONE] came
 
-    def run(self, response: Response, first_by_s: float, read_timeout_s: float) -> None:
+    def run(self, response: Response, first_by_s: float, read_timeout_s: float, patience: _Patience) -> None:
         """Raises UpstreamFailed, Garbled and what the sink raises. A comment is no progress: some send them for minutes."""
         reader, deadline_s = EventReader(), first_by_s
         while not self._done:
@@ -154,7 +175,10 @@ class _StreamRelay:
             if not piece:
                 break
             if events:
-                deadline_s = time.monotonic() + (DONE_WITHIN_S if self._is_complete() else read_timeout_s)
+                now_s, is_complete = time.monotonic(), self._is_complete()
+                if not is_complete:
+                    patience.check(now_s)
+                deadline_s = now_s + (DONE_WITHIN_S if is_complete else read_timeout_s)
         self._end(response)
 
     def _next_piece(self, response: Response, deadline_s: float) -> bytes:

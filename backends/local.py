@@ -10,21 +10,27 @@ from backends.api import ApiBackend
 from backends.base import Account, BackendUnusable, Call, Sink
 from backends.body import Habits
 from backends.modelserver import ModelServer
+from backends.transport import UpstreamFailed
+from backends.watch import Watch
+from errors import Scope, verdict
 
 if TYPE_CHECKING:
     from config import Settings
 
 STOP_WITHIN_S = 3.0  # below what the supervisor gives the child
+REPLACED_WITHIN_S = 0.3  # it is of no use any more
 
 
 class LocalBackend:
     def __init__(self, settings: Settings, replica: int, threads: int, say: Callable[[str], None]) -> None:
         self._settings, self._threads = settings, threads
         self._server = ModelServer(settings, replica, say)
+        self._watch: Watch | None = None
         self._api: ApiBackend | None = None
 
     def start(self) -> int:
         self._server.start()
+        self._watch = Watch(self._server, self._settings.upstream_model)
         # Always streamed: llama.cpp's server stops generating for a requester that left only in the middle of a stream.
         self._api = ApiBackend(
             self._settings, api_url=self._server.base_url, api_key="", threads=self._threads, habits=Habits(stream=True)
@@ -32,8 +38,14 @@ class LocalBackend:
         return self._server.slots
 
     def answer(self, call: Call, sink: Sink, account: Account) -> None:
-        assert self._api is not None, "a request came before the model server was ready"
-        self._api.answer(call, sink, account)
+        assert self._api is not None and self._watch is not None, "a request came before the model server was ready"
+        account.on_output = _both(self._watch.saw_output, account.on_output)
+        try:
+            self._api.answer(call, sink, account)
+        except UpstreamFailed as failed:
+            if verdict(failed.failure).scope is Scope.RETRY:
+                self._watch.doubt()
+            raise
 
     def reach(self, run: Run) -> None:
         assert self._api is not None, "a probe came before the model server was ready"
@@ -42,6 +54,10 @@ class LocalBackend:
     def check(self) -> None:
         if not self._server.alive():
             raise BackendUnusable(f"the model server died: {self._server.exit_report()}", permanent=False)
+        if self._watch is not None and (wrong := self._watch.look()):
+            words = f"the model server is replaced: {wrong}{self._server.quoted()}"
+            self._server.stop(REPLACED_WITHIN_S)  # what runs there would wait for ever
+            raise BackendUnusable(words, permanent=False)
 
     def pids(self) -> list[int]:
         return self._server.pids()
@@ -50,3 +66,12 @@ class LocalBackend:
         if self._api is not None:
             self._api.stop()
         self._server.stop(STOP_WITHIN_S)
+
+
+def _both(first: Callable[[], None], second: Callable[[], None] | None) -> Callable[[], None]:
+    def call() -> None:
+        first()
+        if second is not None:
+            second()
+
+    return call

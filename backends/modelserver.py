@@ -15,6 +15,7 @@ import urllib3
 from backends import engine
 from backends.engine import ModelServerFailed
 from backends.guarded import Guarded
+from backends.room import memory_there, oom_kills, too_little
 from config import Settings
 
 __all__ = ["ModelServer", "ModelServerFailed"]
@@ -29,10 +30,11 @@ SIGILL_EXIT_CODE = 128 + 4
 # What llama.cpp and its like write where it is not plain to everyone; matched against the whole log.
 ADVICE = (
     (r"corrupted or incomplete|invalid magic|failed to read header", "the model file is damaged or incomplete: fetch it again"),
-    (r"failed to allocate|insufficient memory|out of memory|bad_alloc|cannot allocate memory",
-     "the model does not fit into memory: take a smaller one, a smaller quantisation of it, or lower MAX_PROCESS_NUM"),
     (r"unknown model architecture", "this release of llama.cpp does not know the model's architecture"),
 )
+OUT_OF_MEMORY = re.compile(r"failed to allocate|insufficient memory|out of memory|bad_alloc|cannot allocate memory", re.IGNORECASE)
+OUT_OF_GPU_MEMORY = re.compile(r"(cuda|hip|rocm|vulkan|gpu)\W.*(out of memory|failed to allocate)|OutOfMemoryError", re.IGNORECASE)
+KILLED_EXIT_CODE = 128 + 9
 
 
 class ModelServer:
@@ -45,8 +47,11 @@ class ModelServer:
         self._settings, self._replica, self._say = settings, replica, say
         self._http = urllib3.PoolManager(retries=False, timeout=PROBE_TIMEOUT_S)
         self._process: Guarded | None = None
-        self._stopped = False
+        self._stopped = self._lacks_health = False
         self._name = "the model"
+        self._chosen: engine.Engine | None = None
+        self._found = memory_there()
+        self._oom_kills: int | None = None
         self.base_url = ""  # http://127.0.0.1:PORT/v1
         self.slots = 0  # requests it computes at once; it queues more without bound
 
@@ -54,7 +59,8 @@ class ModelServer:
         """Returns once the server is healthy, within BOOT_TIMEOUT_S. Raises ModelServerFailed; then nothing is left running."""
         deadline = time.monotonic() + self._settings.boot_timeout_s
         chosen = engine.choose(self._settings, self._replica)
-        self._name = chosen.name
+        self._name, self._chosen = chosen.name, chosen
+        self._found, self._oom_kills = memory_there(chosen.gpus), oom_kills()
         for attempt in range(1, PORT_TRIES + 1):
             port = _free_port()
             self._spawn(chosen, port)
@@ -77,7 +83,19 @@ class ModelServer:
         """How it ended, the likely cause, and its last lines, for people."""
         if self._process is None:
             return f"the model server for {self._name} was not started"
-        return f"the model server for {self._name} {self._process.ending()}{self._quoted()}"
+        return f"the model server for {self._name} {self._process.ending()}{self._memory_words()}{self.quoted()}"
+
+    def health(self, timeout_s: float) -> int:
+        """The status of /health, or of /v1/models where it has none; 0: nobody listens, or the
+        connection is broken off, -1: no answer in time."""
+        try:
+            return self._ask_health(timeout_s)
+        except urllib3.exceptions.NewConnectionError:  # of which urllib3 makes a kind of time-out
+            return 0
+        except urllib3.exceptions.TimeoutError:
+            return -1
+        except urllib3.exceptions.HTTPError:
+            return 0
 
     def stop(self, deadline_s: float) -> None:
         """End it with all of its processes: TERM, TERM again, KILL. Close its streams first: llama.cpp waits for them."""
@@ -86,7 +104,7 @@ class ModelServer:
             self._process.stop(deadline_s)
 
     def _spawn(self, chosen: engine.Engine, port: int) -> None:
-        given = engine.environment(os.environ, self._settings.secrets, downloads=chosen.downloads)
+        given = engine.environment(os.environ, self._settings.secrets, chosen)
         self.base_url = f"http://127.0.0.1:{port}/v1"
         try:
             self._process = Guarded(chosen.command(port), given)
@@ -112,10 +130,17 @@ class ModelServer:
 
     def _healthy(self) -> bool:
         """llama.cpp says 503 while it loads; a server without /health lists its models once it can answer."""
-        status, _ = self._get("/health")
-        if status in NO_SUCH_PATH:
-            status, _ = self._get("/v1/models")
-        return status == 200
+        return self.health(PROBE_TIMEOUT_S) == 200
+
+    def _ask_health(self, timeout_s: float) -> int:
+        paths = ["/v1/models"] if self._lacks_health else ["/health", "/v1/models"]
+        for path in paths:
+            answer: Any = self._http.request("GET", self.base_url.removesuffix("/v1") + path, timeout=timeout_s)
+            if path != paths[-1] and answer.status in NO_SUCH_PATH:
+                self._lacks_health = True
+                continue
+            return int(answer.status)
+        return 0
 
     def _total_slots(self) -> int | None:
         status, body = self._get("/props")
@@ -145,18 +170,33 @@ class ModelServer:
             return ModelServerFailed(f"the model server for {self._name} was stopped while it started", permanent=False)
         code = self._process.exit_code()
         permanent = code is not None and (0 <= code <= 128 or code == SIGILL_EXIT_CODE) and not self._port_was_taken()
-        advice = next((words for pattern, words in ADVICE if re.search(pattern, self._process.said(), re.IGNORECASE)), None)
+        advice = next((f"; {words}" for pattern, words in ADVICE if re.search(pattern, self._process.said(), re.IGNORECASE)), "")
         report = f"the model server for {self._name} did not start: it {self._process.ending()}"
-        return ModelServerFailed(report + (f"; {advice}" if advice else "") + self._quoted(), permanent=permanent)
+        return ModelServerFailed(report + (advice or self._memory_words()) + self.quoted(), permanent=permanent)
+
+    def _memory_words(self) -> str:
+        """Where it ended for want of memory, as far as that can be known: how much there was, and what to change."""
+        assert self._process is not None and self._chosen is not None
+        on_gpu = bool(OUT_OF_GPU_MEMORY.search(self._process.said()))
+        was_killed = self._process.exit_code() == KILLED_EXIT_CODE
+        if not was_killed and not on_gpu and not OUT_OF_MEMORY.search(self._process.said()):
+            return ""
+        before, now = self._oom_kills, oom_kills()
+        if was_killed and before is not None and now == before:
+            return ""  # the kernel counts, and it was not the kernel
+        sure = "the kernel killed it: " if was_killed and before is not None else ""
+        slots = self.slots or self._chosen.slots_if_unsaid
+        return f"; {sure}{too_little(self._chosen.model_bytes, slots, self._chosen.context, self._found, on_gpu=on_gpu)}"
 
     def _too_late(self, waited_s: float) -> ModelServerFailed:
         assert self._process is not None
-        quoted = self._quoted()
+        quoted = self.quoted()
         self._process.stop(PROBE_TIMEOUT_S)
         message = f"the model server for {self._name} was not ready after {waited_s:.0f} s (BOOT_TIMEOUT_S)"
         return ModelServerFailed(message + quoted, permanent=False)
 
-    def _quoted(self) -> str:
+    def quoted(self) -> str:
+        """Its last lines, below each other."""
         assert self._process is not None
         lines = self._process.last_lines()
         return "\n  its last lines:" + "".join(f"\n  | {line}" for line in lines) if lines else "; it said nothing"

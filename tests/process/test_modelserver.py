@@ -130,7 +130,8 @@ def test_a_talkative_server_is_not_blocked_by_its_own_output(start: Callable[...
         ("no-such-command-here {port}", True, "no such command"),
         ("/etc/passwd {port}", True, "cannot be executed"),
         ("sh -c 'echo out of luck >&2; exit 3' {port}", True, "exit code 3"),
-        ("sh -c 'echo CUDA error: out of memory >&2; exit 1' {port}", True, "does not fit into memory"),
+        ("sh -c 'echo CUDA error: out of memory >&2; exit 1' {port}", True, "does not fit into the memory of the GPU"),
+        ("sh -c 'echo ggml: failed to allocate buffer >&2; exit 1' {port}", True, "were free in this machine. Take a smaller model"),
         ("sh -c 'kill -KILL $$' {port}", False, "want of memory"),
         ("sh -c 'kill -ILL $$' {port}", True, "another processor"),
         ("sh -c 'unbalanced {port}", True, "MODEL_COMMAND cannot be read"),
@@ -178,8 +179,9 @@ def test_what_is_no_model_file(start: Callable[..., ModelServer], tmp_path: Path
 
 def test_a_llamafile_is_run_through_sh(start: Callable[..., ModelServer], tmp_path: Path) -> None:
     llamafile = tmp_path / "model.llamafile"  # as the real one, no kernel would exec it; sh does
-    llamafile.write_text(f'[ "$*" = "--server --nobrowser --host 127.0.0.1 --port $6" ] && exec {STUB.replace("{port}", "$6")}\n')
-    server = start(MODEL_PATH=str(llamafile))
+    given = "--server --nobrowser --host 127.0.0.1 --port $6 -np 2 -c 8192"
+    llamafile.write_text(f'[ "$*" = "{given}" ] && exec {STUB.replace("{port}", "$6")}\n')
+    server = start(MODEL_PATH=str(llamafile), MAX_PROCESS_NUM="2")
     assert server.slots == 1 and ask(server, "hello")
 
 
