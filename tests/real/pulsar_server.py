@@ -58,14 +58,14 @@ def pulsar_home() -> Path:
         raise PulsarUnavailable(f"Pulsar's own script bears no blank in its path, {cache_folder()}: set WORKERNODE_CACHE to another folder")
     home = cache_folder() / _FOLDER
     if not home.is_dir():
-        with _locked(cache_folder()):
+        with locked(cache_folder()):
             if not home.is_dir():
                 _unpack(_fetch(), home)
     return home
 
 
 @contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path) -> Iterator[None]:
     """One test run at a time fetches; a second one waits, then finds the result."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".lock").open("w") as lock:

@@ -1,0 +1,153 @@
+"""The limit while hogs come and go: `python -m bench.local_trace [--png FILE] [--json FILE]`, as root or with a cgroup of one's own.
+
+A node with the limit left to itself, in a cgroup of --memory-mib together with a memory hog, beside which a CPU hog starts
+later, each for HOG_S. Prints how long after a hog's start the limit was down, how long after its end it was back where it
+had been, and what became of the requests. With --png the trace is drawn (needs requirement-bench.txt).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from bench.local_node import Scene, add
+from bench.memory_group import memory_group, used_mib
+
+WARM_UP_S, HOG_S, AFTER_S = 30.0, 20.0, 35.0
+LEFT_MIB = 40  # what the memory hog leaves of the cgroup
+LOOK_EACH_S = 0.25
+HOG = """
+import sys, time
+held = []
+for line in sys.stdin:
+    held += [b"x" * (1 << 20) for _ in range(int(line))]
+"""
+
+
+def trace(memory_mib: int) -> dict[str, Any]:
+    with memory_group(memory_mib) as folder, Scene({}, cgroup=str(folder)) as scene:
+        looks: list[tuple[float, float, float]] = []
+        began_s = time.monotonic()
+
+        def look_until(end_s: float) -> None:
+            while time.monotonic() < end_s:
+                looks.append((time.monotonic() - began_s, used_mib(folder), float(len(scene.open()))))
+                time.sleep(LOOK_EACH_S)
+
+        look_until(began_s + WARM_UP_S)
+        memory = _memory_hog(folder, memory_mib, look_until)
+        look_until(time.monotonic() + AFTER_S)
+        cpu = _cpu_hog(look_until)
+        look_until(time.monotonic() + AFTER_S)
+        scene.stop_load()
+        give_up_at_s = time.monotonic() + 60
+        while scene.open() and time.monotonic() < give_up_at_s:
+            time.sleep(0.5)
+        return {
+            "memory_mib": memory_mib, "looks": looks, "tokens": [at_s - began_s for at_s in scene.token_times()],
+            "changes": [(at_s - began_s, limit, why) for at_s, limit, why in scene.changes()],
+            "hogs": {name: [at_s - began_s for at_s in times] for name, times in {"memory": memory, "CPU": cpu}.items()},
+            "sent": len(scene.sent), "open": len(scene.open()), "errors": scene.errors(),
+            "deaths": scene.node.log().count("the model server died"),
+        }  # fmt: skip
+
+
+def _memory_hog(folder: Path, memory_mib: int, look_until: Any) -> tuple[float, float]:
+    """It takes what there is, up to LEFT_MIB, in steps as a program does that loads something."""
+    hog = subprocess.Popen([sys.executable, "-c", HOG], stdin=subprocess.PIPE, text=True)
+    assert hog.stdin is not None
+    add(str(folder), hog.pid)
+    started_s = time.monotonic()
+    while time.monotonic() < started_s + HOG_S:
+        if (wanted := int(memory_mib - LEFT_MIB - used_mib(folder))) > 0:
+            hog.stdin.write(f"{min(wanted, 200)}\n")
+            hog.stdin.flush()
+        look_until(time.monotonic() + LOOK_EACH_S)
+    hog.kill()
+    hog.wait()
+    return started_s, time.monotonic()
+
+
+def _cpu_hog(look_until: Any) -> tuple[float, float]:
+    """As many as there are cores, twice: the model has threads on each of them."""
+    hogs = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(2 * (os.cpu_count() or 1))]
+    started_s = time.monotonic()
+    look_until(started_s + HOG_S)
+    for hog in hogs:
+        hog.kill()
+        hog.wait()
+    return started_s, time.monotonic()
+
+
+def summary(found: dict[str, Any]) -> None:
+    for at_s, _, why in found["changes"]:
+        print(f"{at_s:6.1f} s  {why}")
+    for name, (start_s, end_s) in found["hogs"].items():
+        before = _limit_at(found, start_s)
+        down = next((at_s - start_s for at_s, limit, _ in found["changes"] if start_s < at_s < end_s and limit < before), None)
+        least = min([limit for at_s, limit, _ in found["changes"] if start_s < at_s < end_s], default=before)
+        back = next((at_s - end_s for at_s, limit, _ in found["changes"] if at_s > end_s and limit >= before), None)
+        print(f"{name} hog: the limit was {before}, down after {_s(down)}, to {least}, and back {_s(back)} after the hog's end")
+    ends = f"{len(found['errors'])} errors, {found['open']} without an end, {found['deaths']} deaths of the model server"
+    print(f"{found['sent']} requests: {ends}")
+
+
+def _s(seconds: float | None) -> str:
+    return "never" if seconds is None else f"{seconds:.1f} s"
+
+
+def _limit_at(found: dict[str, Any], at_s: float) -> int:
+    return int([4, *(limit for changed_s, limit, _ in found["changes"] if changed_s <= at_s)][-1])
+
+
+def draw(found: dict[str, Any], path: Path) -> None:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(12, 8), layout="constrained")
+    FigureCanvasAgg(figure)
+    limit, memory, tokens = figure.subplots(3, 1, sharex=True)
+    end_s = found["looks"][-1][0]
+    times, limits = [0.0], [_limit_at(found, 0.0)]
+    for at_s, to, _ in found["changes"]:
+        times, limits = [*times, at_s], [*limits, to]
+    limit.step([*times, end_s], [*limits, limits[-1]], where="post", color="tab:blue")
+    limit.set_ylabel("limit, requests at once")
+    limit.set_ylim(0)
+    memory.plot([at_s for at_s, _, _ in found["looks"]], [used for _, used, _ in found["looks"]], color="tab:purple")
+    memory.axhline(found["memory_mib"], color="tab:red", linestyle="--")
+    memory.set_ylabel("MiB used in the cgroup\n(red: its limit)")
+    memory.set_ylim(0)
+    tokens.hist(found["tokens"], bins=[float(n) for n in range(int(end_s) + 1)], color="tab:green")
+    tokens.set_ylabel("tokens in each second")
+    tokens.set_xlabel("seconds")
+    for name, (start_s, stop_s) in found["hogs"].items():
+        for axes in (limit, memory, tokens):
+            axes.axvspan(start_s, stop_s, color="tab:orange", alpha=0.2)
+        limit.text((start_s + stop_s) / 2, 0.3, f"{name} hog", ha="center")
+    figure.savefig(path, dpi=110)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="bench.local_trace", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--memory-mib", type=int, default=2048)
+    parser.add_argument("--png", type=Path)
+    parser.add_argument("--json", type=Path, help="written to; with --again read from, instead of a run")
+    parser.add_argument("--again", action="store_true")
+    options = parser.parse_args()
+    found = json.loads(options.json.read_text()) if options.again else trace(options.memory_mib)
+    if options.json and not options.again:
+        options.json.write_text(json.dumps(found))
+    summary(found)
+    if options.png:
+        draw(found, options.png)
+
+
+if __name__ == "__main__":
+    main()
