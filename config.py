@@ -16,7 +16,8 @@ from urllib.parse import urlsplit
 
 from errors import redact
 
-SECRET_VARIABLES = ("API_KEY", "PULSAR_TOKEN", "API_KEY_FILE", "PULSAR_TOKEN_FILE")
+CREDENTIALS = {"API_KEY": "api-key", "PULSAR_TOKEN": "pulsar-token"}  # their names in CREDENTIALS_DIRECTORY
+SECRET_VARIABLES = ("API_KEY", "PULSAR_TOKEN", "API_KEY_FILE", "PULSAR_TOKEN_FILE", "CREDENTIALS_DIRECTORY")
 
 
 class ConfigurationMistakes(Exception):
@@ -191,14 +192,18 @@ class Settings:
     )
     debug: bool = variable(False, _flag, "true: a more talkative log")
     status_port: int = variable(
-        0, _whole(1, 65535), "port, on HOST, for /livez and /readyz of the node", shown_default="none"
+        0, _whole(1, 65535), "port, on STATUS_HOST, for /livez and /readyz of the node", shown_default="none"
     )
+    status_host: str = variable("127.0.0.1", _host, "address that STATUS_PORT binds; a pod's probes need 0.0.0.0")
     log_format: str = variable("text", _choice("text", "json"), "text or json")
     aimodel_name: str = variable("", _text, "the Kubernetes AIModel that this node serves: named in the usage records, and its Events say when the node is broken")
     kubernetes_service_host: str = variable(
         "", _text, "set by Kubernetes in every pod: a trouble that would end the node with 78 keeps it up there, not ready"
     )
     aimodel_namespace: str = variable("", _text, "its namespace; where it is unset, Events go to the pod's own, or to default")
+    credentials_directory: str = variable(
+        "", _text, "set by systemd's LoadCredential: its files api-key and pulsar-token are API_KEY_FILE and PULSAR_TOKEN_FILE, where neither these nor the variables themselves are set", secret=True,
+    )
     port: int = variable(
         0, _whole(1, 65535), "port of the gateway; where set, the node starts one",
         shown_default="no gateway; python -m gateway: 8081",
@@ -301,11 +306,20 @@ def load(environ: Mapping[str, str] | None = None, *, gateway_alone: bool = Fals
             shown = "" if not field.repr else f" (it is {redact(re.sub(r'//[^/@]*@', '//…@', given))[:100]!r})"
             mistakes.append(f"{variable_name(field)} {mistake}{shown}")
     for name in ("api_key", "pulsar_token"):
+        _find_credential(name, values)
         _read_secret(name, values, mistakes)
     mistakes += _conflicts(values, mistakes, gateway_alone, _needs_queue(values, environ, gateway_alone))
     if mistakes:
         raise ConfigurationMistakes(mistakes)
     return Settings(**_derived(values, gateway_alone))
+
+
+def _find_credential(name: str, values: dict[str, Any]) -> None:
+    """What is set goes before what systemd brought along, which serves every node of the machine."""
+    folder = values.get("credentials_directory")
+    path = Path(folder, CREDENTIALS[name.upper()]) if folder else None
+    if path is not None and path.is_file() and not {name, f"{name}_file"} & values.keys():
+        values[f"{name}_file"] = str(path)
 
 
 def _read_secret(name: str, values: dict[str, Any], mistakes: list[str]) -> None:

@@ -1,4 +1,4 @@
-"""What the node says of itself over HTTP: /livez and /readyz, on HOST:STATUS_PORT."""
+"""What the node says of itself over HTTP: /livez and /readyz, on STATUS_HOST:STATUS_PORT."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Status:
         self._why_not_ready = "starting"
         self._told_s = time.monotonic()
         if settings.status_port:
-            self._serve(settings.host, settings.status_port)
+            self._serve(settings.status_host, settings.status_port)
 
     def tell(self, why_not_ready: str) -> None:
         """`why_not_ready`: "" while the node takes requests."""

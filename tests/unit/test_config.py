@@ -70,6 +70,7 @@ GOOD: list[tuple[str, str, Any]] = [
     ("BOOT_TIMEOUT_S", "60", 60), ("CONNECT_TIMEOUT_S", "0.5", 0.5), ("FIRST_TOKEN_TIMEOUT_S", "500ms", 0.5),
     ("READ_TIMEOUT_S", "1.5s", 1.5), ("REQUEST_TTL_S", "10", 10), ("MAX_ATTEMPTS", "1", 1), ("DRAIN_TIMEOUT_S", "20", 20),
     ("ON_TROUBLE", "answer", "answer"), ("CHILD_MEMORY_LIMIT_MB", "512", 512), ("STATUS_PORT", "9090", 9090),
+    ("STATUS_HOST", "0.0.0.0", "0.0.0.0"), ("CREDENTIALS_DIRECTORY", "/run/credentials/x", "/run/credentials/x"),
     ("RECHECK_S", "5m", 300), ("KUBERNETES_SERVICE_HOST", "10.0.0.1", "10.0.0.1"),
     ("GPU_IDS", "0, 1", ("0", "1")), ("GPU_IDS", "GPU-5f-a", ("GPU-5f-a",)), ("LOCAL_ADAPTIVE", "false", False),
     ("LOCAL_MEMORY_RESERVE_PERCENT", "10", 0.1), ("LOCAL_MEMORY_STALL_PERCENT", "2.5%", 0.025), ("LOCAL_OTHERS_CPU_PERCENT", "50", 0.5),
@@ -123,12 +124,13 @@ BAD: dict[str, list[str]] = {
     "RECHECK_S": DURATION,
     "CHILD_MEMORY_LIMIT_MB": [*WHOLE, "63"],
     "STATUS_PORT": [*WHOLE, "65536"],
+    "STATUS_HOST": ["http://h", "a b"],
     "RATE_LIMIT_RPM": WHOLE,
     "RATE_LIMIT_TPM": WHOLE,
     "ON_TROUBLE": ["x"],
     "CA_BUNDLE": ["/nowhere"],
 }
-FREE = {"UPSTREAM_MODEL", "AIMODEL_NAME", "AIMODEL_NAMESPACE", "MODEL_COMMAND", "KUBERNETES_SERVICE_HOST"}
+FREE = {"UPSTREAM_MODEL", "AIMODEL_NAME", "AIMODEL_NAMESPACE", "MODEL_COMMAND", "KUBERNETES_SERVICE_HOST", "CREDENTIALS_DIRECTORY"}
 
 
 def test_every_variable_has_its_good_and_bad_values() -> None:
@@ -185,6 +187,17 @@ def test_secrets_from_files(tmp_path: Path) -> None:
     assert settings.secrets == ("sk-of-the-file", "a-long-token")
     (both,) = mistakes(QUEUE | {"API_KEY_FILE": str(key), "API_KEY": "k"})
     assert both.startswith("API_KEY and API_KEY_FILE are both set")
+
+
+def test_secrets_from_systemds_credentials(tmp_path: Path) -> None:
+    (tmp_path / "api-key").write_text("sk-of-systemd\n")
+    found = loaded(CREDENTIALS_DIRECTORY=str(tmp_path))
+    assert (found.api_key, found.pulsar_token, found.pulsar_token_file) == ("sk-of-systemd", "", "")
+    (tmp_path / "pulsar-token").write_text("token-of-systemd")
+    assert loaded(CREDENTIALS_DIRECTORY=str(tmp_path)).pulsar_token_file == str(tmp_path / "pulsar-token")
+    (tmp_path / "other").write_text("sk-of-the-file")
+    for own in ({"API_KEY": "sk-of-the-file"}, {"API_KEY_FILE": str(tmp_path / "other")}):
+        assert loaded(CREDENTIALS_DIRECTORY=str(tmp_path), **own).api_key == "sk-of-the-file"
 
 
 @pytest.mark.parametrize("content", [b"", b"\n", b"two\nlines", b"a b", b"\xff\xfe", b'"quoted"'])
