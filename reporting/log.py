@@ -1,5 +1,7 @@
 """The log of every process of the node: loguru, to standard error, as text, or as JSON with LOG_FORMAT=json.
 
+Where systemd's journal reads it, each line begins with its priority, and text leaves the time to the journal.
+
 A line of JSON is flat: `time` (UTC), `level`, `process`, `message`, then the fields of what it is about, `exception` last
 where there is one. docs/log.md lists the fields.
 """
@@ -7,7 +9,9 @@ where there is one. docs/log.md lists the fields.
 from __future__ import annotations
 
 import json
+import os
 import sys
+from collections.abc import Mapping
 from datetime import UTC
 from typing import TYPE_CHECKING, Any
 
@@ -21,19 +25,22 @@ if TYPE_CHECKING:
 
     from config import Settings
 
+INFO, WARNING, ERROR = 20, 30, 40  # loguru's numbers
 LONGEST_BODY = 4000  # characters of a request or an answer, in a line of DEBUG
 _TEXT = "{time:YYYY-MM-DD HH:mm:ss.SSS} {level:<7} {extra[process]}: {message}\n{exception}"
+_FOR_THE_JOURNAL = "{extra[process]}: {message}\n{exception}"
 _FOR_JSON = "{exception}"  # all else is taken from the record
 
 
 def set_up_log(settings: Settings, process: str) -> None:
     """`process`: who speaks. Secrets are taken out of every line, tracebacks and all, wherever they came from."""
     secrets = _forms_of(settings.secrets)
-    is_json = settings.log_format == "json"
+    is_json, is_journal = settings.log_format == "json", goes_to_journal()
+    form = _FOR_JSON if is_json else _FOR_THE_JOURNAL if is_journal else _TEXT
 
     def write(message: Message) -> None:
         text = json_line(message.record, str(message), secrets) if is_json else redact(message, secrets)
-        sys.stderr.write(text)
+        sys.stderr.write(with_priority(text, message.record["level"].no) if is_journal else text)
         sys.stderr.flush()
 
     logger.remove()
@@ -41,10 +48,31 @@ def set_up_log(settings: Settings, process: str) -> None:
     logger.add(
         write,
         level="DEBUG" if settings.debug else "INFO",
-        format=lambda _: _FOR_JSON if is_json else _TEXT,
+        format=lambda _: form,
         backtrace=False,
         diagnose=False,  # it would print the values of variables: keys, requests
     )
+
+
+def say_mistakes(mistakes: list[str]) -> None:
+    """Of a configuration that says not even how to log."""
+    text = "".join(f"configuration: {mistake}\n" for mistake in mistakes)
+    sys.stderr.write(with_priority(text, ERROR) if goes_to_journal() else text)
+
+
+def goes_to_journal(environ: Mapping[str, str] = os.environ) -> bool:
+    """Whether standard error is the stream that systemd connected to its journal: it is inherited, and may be redirected."""
+    try:
+        stream = os.fstat(sys.stderr.fileno())
+    except (OSError, ValueError):  # closed, or no file at all
+        return False
+    return environ.get("JOURNAL_STREAM") == f"{stream.st_dev}:{stream.st_ino}"
+
+
+def with_priority(text: str, level: int) -> str:
+    """Each line with its syslog priority (sd-daemon(3)), a traceback's lines too; `level` is loguru's number."""
+    priority = 3 if level >= ERROR else 4 if level >= WARNING else 6 if level >= INFO else 7
+    return "".join(f"<{priority}>{line}" for line in text.splitlines(keepends=True))
 
 
 def json_line(record: Record, exception: str, secrets: tuple[str, ...]) -> str:

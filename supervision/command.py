@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import sys
 
 from loguru import logger
 
 import config
 from errors import ExitCode
-from reporting.log import set_up_log
+from reporting.log import say_mistakes, set_up_log
 
 _ABOUT = "Takes OpenAI chat-completion requests from a Pulsar topic, has a model answer them, delivers the answers."
 
@@ -28,8 +27,7 @@ def run(arguments: list[str]) -> int:
     try:
         settings = config.load()
     except config.ConfigurationMistakes as mistakes:
-        for mistake in mistakes.mistakes:
-            print(f"configuration: {mistake}", file=sys.stderr)
+        say_mistakes(mistakes.mistakes)
         return ExitCode.CONFIGURATION
     set_up_log(settings, "node")
     if options.check:

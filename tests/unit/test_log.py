@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 import time
 from collections.abc import Iterator
 from datetime import datetime
@@ -14,7 +16,7 @@ from config import load
 from errors import error_object
 from ipc.messages import Outcome
 from reporting.ends import log_end
-from reporting.log import LONGEST_BODY, body_text, set_up_log
+from reporting.log import LONGEST_BODY, body_text, goes_to_journal, say_mistakes, set_up_log
 from reporting.usage import Ended
 from tests.real.processes import REPOSITORY
 
@@ -47,6 +49,21 @@ def test_text(capsys: pytest.CaptureFixture[str]) -> None:
     assert "ERROR   backend 1: it failed with {braces} <red>and tags</red>" in "\n".join(found)
     assert found[-1].startswith("ValueError: refused [redacted] and [redacted]")
     assert "of-the-node" not in "\n".join(found) and "quiet" not in "\n".join(found)
+
+
+def test_the_journal_gets_priorities_and_no_time(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = os.fstat(sys.stderr.fileno())
+    monkeypatch.setenv("JOURNAL_STREAM", f"{stream.st_dev}:{stream.st_ino}")
+    found = lines(capfd, DEBUG="true")
+    assert found[0] == "<7>backend 1: quiet" and found[1].startswith("<6>backend 1: the key is [redacted]")
+    assert found[2] == "<3>backend 1: it failed with {braces} <red>and tags</red>"
+    assert all(line.startswith("<3>") for line in found[2:]) and found[-1].startswith("<3>ValueError: refused [redacted]")
+    as_json = lines(capfd, LOG_FORMAT="json")
+    assert as_json[0].startswith("<6>{") and json.loads(as_json[0][3:])["time"]
+    say_mistakes(["PORT should be free"])
+    assert capfd.readouterr().err == "<3>configuration: PORT should be free\n"
+    monkeypatch.setenv("JOURNAL_STREAM", f"{stream.st_dev}:{stream.st_ino + 1}")
+    assert not goes_to_journal(), "standard error was redirected since"
 
 
 def test_json_is_one_flat_line_each(capsys: pytest.CaptureFixture[str]) -> None:
