@@ -28,6 +28,7 @@ from supervision.journal import Journal
 from supervision.ledger import Line
 from supervision.limit import LocalLimit
 from supervision.mailbox import Mailbox
+from supervision.notify import Notifier
 from supervision.requests import Pushback, Requests
 from supervision.roles import BROKER, GATEWAY, backend_role, child_count, roles
 from supervision.status import Status
@@ -47,6 +48,7 @@ CHILDREN_END_WITHIN_S = 5.0
 GATEWAY_ENDS_WITHIN_S = 3.5  # past the drain's deadline, for the errors to those that still wait
 QUEUE_CLOSES_WITHIN_S = 3.0
 EVENTS_WITHIN_S, LAST_EVENT_WITHIN_S = 2.0, 10.0  # the second where the node ends for what the Event tells
+END_WITHIN_S = 30.0  # after the drain's deadline, all of the above together: units and manifests leave that much time
 
 
 @dataclass(frozen=True)
@@ -88,6 +90,7 @@ class Node:
         self._upstream = Upstream(settings, dice)
         self._dispatcher = Dispatcher(self._crew, self._requests, self._upstream)
         self._status = Status(settings)
+        self._notifier = Notifier()
         self._events = Events(settings)
         self._queue_troubles = QueueTroubles(self._events)
         self._retries = Spell("attempts fail and are made again: {message}", "no attempt fails any more; {count} did, over {lasted_s} s")
@@ -122,6 +125,7 @@ class Node:
                 self._retire()
                 self._ask_for_more()
                 self._status.tell(self._why_not_ready())
+                self._notifier.tell(self._why_not_ready(), f"{self._requests.ledger.in_hand()} in flight, limit {self._most()}")
             self._end()
         except SecondSignal as second:
             self._crew.kill_all()
@@ -236,9 +240,12 @@ class Node:
         """How many more requests can be started now."""
         if self._publisher.unconfirmed() > MOST_UNCONFIRMED:
             return 0
-        limit = min(self._settings.max_process_num, self._crew.capacity(), self._limit.value)
         ledger = self._requests.ledger
-        return max(0, min(limit - ledger.in_hand(), self._upstream.room() - ledger.count_in(Line.TASK)))
+        return max(0, min(self._most() - ledger.in_hand(), self._upstream.room() - ledger.count_in(Line.TASK)))
+
+    def _most(self) -> int:
+        """How many requests may be in flight now, whatever the upstream's budget says."""
+        return min(self._settings.max_process_num, self._crew.capacity(), self._limit.value)
 
     def _is_closed(self) -> bool:
         """Nothing can be started for now; only what has expired is still received, to be refused in time."""
@@ -352,6 +359,7 @@ class Node:
     def _drain(self) -> None:
         """The gateway takes nothing new from now on either, and lives until what it waits for has come."""
         self._drain_until_s = time.monotonic() + self._settings.drain_timeout_s
+        self._notifier.stopping(self._settings.drain_timeout_s + END_WITHIN_S)
         self._consumer.stop_receiving()
         self._crew.dismiss(GATEWAY)
 
