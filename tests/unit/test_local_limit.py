@@ -16,10 +16,10 @@ from supervision.children import Child, Role
 from supervision.limit import LocalLimit, Meter
 
 
-def child(number: int, slots: int = 8, *told: Alive) -> Child:
+def child(number: int, slots: int = 8, told: Alive | None = None) -> Child:
     role = Role(f"backend {number}", lambda: None, (), 64)
     process: Any = SimpleNamespace(pid=os.getpid())
-    return Child(number, role, process, None, 0.0, Ready(slots, [os.getpid()]), *told, at_work=True)  # type: ignore[arg-type]
+    return Child(number, role, process, None, 0.0, Ready(slots, [os.getpid()]), told, at_work=True)  # type: ignore[arg-type]
 
 
 def tell(teller: Child, produced: int, at_s: float) -> Child:
