@@ -228,11 +228,13 @@ class Crew:
         return said
 
     def _renew_lease(self, child: Child) -> None:
-        """Its answer proves that it listens: a stopped or hung process would hold its requests for ever."""
+        """Its answer proves that it listens: a stopped or hung process would hold its requests for ever. One that starts has
+        a deadline of its own, as on a busy machine its imports alone may take long."""
         now_s = time.monotonic()
-        child.unanswered_since_s = child.unanswered_since_s or now_s
-        if now_s - child.unanswered_since_s > SILENT_AFTER_S:
-            self.kill(child, f"it said nothing for {SILENT_AFTER_S:g} s")
+        if child.ready is not None or child.alive is not None:
+            child.unanswered_since_s = child.unanswered_since_s or now_s
+            if now_s - child.unanswered_since_s > SILENT_AFTER_S:
+                self.kill(child, f"it said nothing for {SILENT_AFTER_S:g} s")
         if child.ready is None and now_s - child.born_s > child.role.boot_s:
             self.kill(child, f"it was not ready after {child.role.boot_s:g} s")
         self.send(child, Lease())

@@ -12,7 +12,7 @@ from xdist.scheduler import LoadScopeScheduling
 from tests.real.upstream import Upstream
 
 # They start whole nodes as their users do, on the ports that a first try takes: one after the other.
-_ON_WELL_KNOWN_PORTS = ("test_all_in_one.py", "test_start_sh.py", "test_ai_sh.py")
+_ON_WELL_KNOWN_PORTS = ("test_all_in_one.py", "test_start_sh.py", "test_ai_sh.py", "test_notify.py")
 _ON_REAL_PULSAR = re.compile(r"/acceptance/.*\[pulsar\b")
 
 

@@ -35,6 +35,11 @@ def never_ready(reading: PipeEnd, writing: PipeEnd) -> None:
     time.sleep(60)
 
 
+def slow_to_start(reading: PipeEnd, writing: PipeEnd) -> None:
+    time.sleep(1.5)
+    obedient(reading, writing)
+
+
 def short_lived(reading: PipeEnd, writing: PipeEnd) -> None:
     os._exit(3)
 
@@ -146,3 +151,11 @@ def test_who_has_served_is_replaced_without_a_pause(crew_of: Callable[..., Crew]
         os.kill(child.process.pid, signal.SIGKILL)
         turn_until(crew, lambda child=child: child not in crew.backends())  # type: ignore[misc]
         assert crew._places[0].failures <= 1
+
+
+def test_a_slow_start_is_no_silence(crew_of: Callable[..., Crew], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(supervision.children, "LEASE_EACH_S", 0.05)
+    monkeypatch.setattr(supervision.children, "SILENT_AFTER_S", 0.3)
+    crew = crew_of(slow_to_start)
+    dead = turn_until(crew, lambda: any(child.ready for child in crew.children()), within_s=60)
+    assert not dead
