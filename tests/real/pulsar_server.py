@@ -147,6 +147,12 @@ class PulsarServer:
     def alive(self) -> bool:
         return self._process is not None and self._process.poll() is None
 
+    @property
+    def pid(self) -> int:
+        if self._process is None:
+            raise RuntimeError("this Pulsar does not run")
+        return self._process.pid
+
     def token(self, subject: str) -> str:
         """A JSON web token (HS256, RFC 7519) that this server accepts."""
         if self._secret_key is None:

@@ -1,0 +1,172 @@
+"""What a scenario needs, started and ended: broker, mock upstream, gateway, a node or the floor in its place, the load."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import urllib.request
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from types import TracebackType
+
+import msgspec
+
+from backends.demo import ANSWER
+from bench import watch
+from bench.load import Plan, Report
+from bench.watch import Memory, Watch
+from tests.real.brokers import BROKERS, Broker
+from tests.real.node import NodeProcess
+from tests.real.processes import end_group, start_bound, wait_until
+from tests.real.upstream.ask import Ask
+
+FLOOR_THREADS = 64  # a process: more starve each other
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a node, or the floor in its place, has to do. mock: how the upstream answers; "" is the demo's fixed answer."""
+
+    mock: str = ""
+    stream: bool = False
+    slots: int = 128
+    variables: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def expect(self) -> str:
+        return Ask({}, self.mock).text if self.mock else ANSWER
+
+
+@dataclass(frozen=True)
+class Measured:
+    """cpu_s: of the window, by process. memory: at its end."""
+
+    report: Report
+    cpu_s: dict[str, float]
+    memory: dict[str, Memory]
+
+    @property
+    def cpu_per_1000(self) -> dict[str, float]:
+        """CPU seconds by process for 1,000 answers."""
+        return {name: 1000 * cpu_s / max(1.0, self.report.answered_in_window) for name, cpu_s in self.cpu_s.items()}
+
+    @property
+    def node_cpu(self) -> float:
+        """CPU seconds for 1,000 answers, of supervisor and children."""
+        return watch.of_node(self.cpu_per_1000)
+
+    @property
+    def path_cpu(self) -> float:
+        """Likewise of node, gateway and broker."""
+        return watch.of_path(self.cpu_per_1000)
+
+    @property
+    def node_rss(self) -> float:
+        """MiB; what processes share counts in each."""
+        return watch.of_node({name: memory.rss for name, memory in self.memory.items()})
+
+    @property
+    def node_pss(self) -> float:
+        return watch.of_node({name: memory.pss for name, memory in self.memory.items()})
+
+
+class Stage:
+    """`with Stage("embedded") as stage:`; a broker and a mock upstream for several scenarios."""
+
+    def __init__(self, broker: str) -> None:
+        self.broker: Broker = BROKERS[broker]()
+        self.upstream_url = ""
+        self._upstream: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> Stage:
+        self._upstream = start_bound([sys.executable, "-m", "bench.mock"], stdout=subprocess.PIPE)
+        assert self._upstream.stdout is not None
+        self.upstream_url = self._upstream.stdout.readline().decode().strip()
+        self.broker.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.broker.close()
+        if self._upstream is not None:
+            end_group(self._upstream)
+
+    # the parts
+
+    def variables(self, model: str, work: Work) -> dict[str, str]:
+        """A node's environment."""
+        kind = {"NODE_TYPE": "remote", "API_URL": self.upstream_url} if work.mock else {"NODE_TYPE": "demo"}
+        common = {"MODEL_NAME": model, "PULSAR_URL": self.broker.url, "MAX_PROCESS_NUM": str(work.slots), "RES_TOPIC_NAME": f"res-{model}"}
+        return kind | common | work.variables
+
+    def node(self, model: str, work: Work) -> NodeProcess:
+        """Started by `with`."""
+        return NodeProcess(self.variables(model, work))
+
+    def floor(self, model: str, work: Work) -> NodeProcess:
+        options = ["--url", self.broker.url, "--model", model, "--threads", str(work.slots)]
+        options += ["--processes", str(-(-work.slots // FLOOR_THREADS))]
+        return _Floor({}, command=("-m", "bench.floor", *options, "--upstream", self.upstream_url if work.mock else ""))
+
+    def gateway(self) -> NodeProcess:
+        return _Gateway({"PULSAR_URL": self.broker.url}, command=("-m", "gateway"), gateway=True)
+
+    # measuring
+
+    def through_gateway(self, work: Work, plan: Plan, *, floor: bool = False) -> Measured:
+        """The whole path: load → gateway → broker → node (or floor) → upstream, and back."""
+        model = f"bench-{uuid.uuid4().hex[:8]}"
+        with self.gateway() as gateway, self.floor(model, work) if floor else self.node(model, work) as node:
+            assert node.process is not None and gateway.process is not None
+            programs = {watch.NODE: node.process.pid, watch.GATEWAY: gateway.process.pid, watch.BROKER: self.broker.pid}
+            url = f"http://127.0.0.1:{gateway.port}"
+            return self.measure(replaced(plan, url=url, model=model, work=work), programs)
+
+    def directly(self, work: Work, plan: Plan) -> Measured:
+        """The upstream alone, asked by the same load: what of a latency is not ours."""
+        return self.measure(replaced(plan, url=self.upstream_url, model="mock", work=work), {})
+
+    def measure(self, plan: Plan, programs: dict[str, int]) -> Measured:
+        assert self._upstream is not None
+        load = start_bound([sys.executable, "-m", "bench.load", msgspec.json.encode(plan).decode()], stdout=subprocess.PIPE)
+        try:
+            assert load.stdout is not None
+            lines = iter(load.stdout.readline, b"")
+            _await(lines, b"from\n")
+            seen = Watch(programs | {watch.UPSTREAM: self._upstream.pid, watch.LOAD: load.pid})
+            _await(lines, b"to\n")
+            used_s, memory = seen.used_s(), seen.memory()
+            report = msgspec.json.decode(next(lines), type=Report)
+        finally:
+            end_group(load)
+        return Measured(report, used_s, memory)
+
+
+def replaced(plan: Plan, *, url: str, model: str, work: Work) -> Plan:
+    return msgspec.structs.replace(plan, url=url, model=model, mock=work.mock, expect=work.expect, stream=work.stream)
+
+
+class _Floor(NodeProcess):
+    def wait_ready(self, within_s: float = 60.0) -> None:
+        self.wait_log("the floor is ready", within_s=within_s)
+
+
+class _Gateway(NodeProcess):
+    def wait_ready(self, within_s: float = 60.0) -> None:
+        wait_until(self._is_healthy, within_s=within_s, what="gateway", every_s=0.02)
+
+    def _is_healthy(self) -> bool:
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/health", timeout=5) as answer:
+                return bool(answer.status == 200)
+        except OSError:
+            assert self.process is None or self.process.poll() is None, self.log()[-2000:]
+            return False
+
+
+def _await(lines: Iterator[bytes], wanted: bytes) -> None:
+    for line in lines:
+        if line == wanted:
+            return
+    raise RuntimeError("the load generator ended; what it said is above")
+
