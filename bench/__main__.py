@@ -13,9 +13,10 @@ import sys
 from pathlib import Path
 
 from bench import results
-from bench.scenarios import FULL, QUICK, SCENARIOS, Length, Table
+from bench.scenarios import SCENARIOS
 from bench.stage import Stage
 from bench.stats import Row
+from bench.table import FULL, QUICK, Length, Table
 
 
 def run(scenarios: list[str], broker: str, length: Length, json: Path | None) -> list[Row]:
@@ -38,7 +39,7 @@ def main() -> int:
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # so that what was started is ended
     print(results.heading(), flush=True)
     rows: list[Row] = []
-    for broker in ("embedded", "pulsar"):
+    for broker in ("embedded", "real"):
         if given.broker in (broker, "both"):
             rows += run(given.scenarios or list(SCENARIOS), broker, QUICK if given.quick else FULL, given.json)
     if given.plots:
@@ -54,7 +55,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("python -m bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     names = "; ".join(f"{name}: {(found.__doc__ or '').splitlines()[0]}" for name, found in SCENARIOS.items())
     parser.add_argument("scenarios", nargs="*", choices=[[], *SCENARIOS], metavar="SCENARIO", help=names)
-    parser.add_argument("--broker", choices=["embedded", "pulsar", "both"], default="embedded")
+    parser.add_argument("--broker", choices=["embedded", "real", "both"], default="embedded")
     parser.add_argument("--quick", action="store_true", help="short windows: whether it works, not how fast")
     parser.add_argument("--json", type=Path, metavar="FILE", help="add the rows to those in there; a scenario's own are replaced")
     parser.add_argument("--plots", type=Path, metavar="FOLDER", help="draw all rows, as PNG")

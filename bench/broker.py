@@ -12,14 +12,14 @@ import multiprocessing
 import threading
 import time
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from multiprocessing.synchronize import Event
 
-import psutil
 import pulsar
 
+from bench.client import quiet_client
+from bench.watch import BROKER, Watch
 from tests.real.embedded_broker import EmbeddedBroker
 
 BODY = bytes(1024)
@@ -37,7 +37,7 @@ class Measured:
     messages: int
     messages_per_s: float
     cores: float | None
-    rss_mb: float | None
+    rss_mib: float | None
 
 
 def main() -> None:
@@ -46,14 +46,14 @@ def main() -> None:
     try:
         for batched in (False, True):
             for backlog in (0, asked.backlog):
-                _show(measure("embedded", embedded.url, asked.messages, batched, backlog, psutil.Process(embedded.pid)))
+                _show(measure("embedded", embedded.url, asked.messages, batched, backlog, embedded.pid))
                 if asked.url:
-                    _show(measure(asked.url, asked.url, asked.messages, batched, backlog, _local(asked.pid)))
+                    _show(measure(asked.url, asked.url, asked.messages, batched, backlog, asked.pid))
     finally:
         embedded.close()
 
 
-def measure(name: str, url: str, messages: int, batched: bool, backlog: int, process: psutil.Process | None) -> Measured:
+def measure(name: str, url: str, messages: int, batched: bool, backlog: int, pid: int | None) -> Measured:
     """Publish, receive and acknowledge at once. `backlog`: messages that lie there before, in the same topic for another
     subscription."""
     topic = f"bench-{uuid.uuid4().hex[:8]}"
@@ -64,22 +64,21 @@ def measure(name: str, url: str, messages: int, batched: bool, backlog: int, pro
     consumer = context.Process(target=consume, args=(url, topic, messages, subscribed, done))
     consumer.start()
     subscribed.wait(30)
-    before_cpu_s, before_s = _cpu_s(process), time.monotonic()
+    seen, before_s = Watch({BROKER: pid} if pid else {}), time.monotonic()
     producer = context.Process(target=publish, args=(url, topic, messages, batched))
     producer.start()
     if not done.wait(600):
         raise TimeoutError("the consumer did not get everything")
-    took_s, cpu_s = time.monotonic() - before_s, _cpu_s(process) - before_cpu_s
-    rss_mb = process.memory_info().rss / 1e6 if process else None
+    took_s, cpu_s, memory = time.monotonic() - before_s, seen.used_s(), seen.memory()
     producer.join()
     consumer.join()
-    cores = round(cpu_s / took_s, 2) if process else None
-    return Measured(name, batched, backlog, messages, round(messages / took_s), cores, rss_mb and round(rss_mb, 1))
+    cores, rss_mib = (round(cpu_s[BROKER] / took_s, 2), memory[BROKER].rss) if pid else (None, None)
+    return Measured(name, batched, backlog, messages, round(messages / took_s), cores, rss_mib)
 
 
 def fill(url: str, topic: str, messages: int) -> None:
     """A backlog for a subscription that nobody reads."""
-    with _client(url) as client:
+    with closing(quiet_client(url)) as client:
         client.subscribe(topic, "backlog", consumer_type=pulsar.ConsumerType.Shared).close()
     publish(url, topic, messages, batched=False)
 
@@ -92,7 +91,7 @@ def publish(url: str, topic: str, messages: int, batched: bool) -> None:
         assert result == pulsar.Result.Ok, result
         outstanding.release()
 
-    with _client(url) as client:
+    with closing(quiet_client(url)) as client:
         producer = client.create_producer(topic, batching_enabled=batched, batching_max_publish_delay_ms=5, block_if_queue_full=True)
         for _ in range(messages):
             outstanding.acquire()
@@ -101,31 +100,13 @@ def publish(url: str, topic: str, messages: int, batched: bool) -> None:
 
 
 def consume(url: str, topic: str, messages: int, subscribed: Event, done: Event) -> None:
-    with _client(url) as client:
+    with closing(quiet_client(url)) as client:
         consumer = client.subscribe(topic, "bench", consumer_type=pulsar.ConsumerType.Shared)  # from what comes now
         subscribed.set()
         for _ in range(messages):
             consumer.acknowledge(consumer.receive(RECEIVE_TIMEOUT_MS))
         done.set()
         consumer.close()
-
-
-@contextmanager
-def _client(url: str) -> Iterator[pulsar.Client]:
-    client = pulsar.Client(url, logger=pulsar.ConsoleLogger(pulsar.LoggerLevel.Error))
-    try:
-        yield client
-    finally:
-        client.close()
-
-
-def _cpu_s(process: psutil.Process | None) -> float:
-    times = process.cpu_times() if process else None
-    return float(times.user + times.system) if times else 0.0
-
-
-def _local(pid: int | None) -> psutil.Process | None:
-    return psutil.Process(pid) if pid else None
 
 
 def _show(measured: Measured) -> None:

@@ -8,7 +8,6 @@ only where the broker had not stored it yet (server.FLUSH_EACH_S), as with Pulsa
 from __future__ import annotations
 
 import argparse
-import os
 import random
 import threading
 import time
@@ -18,6 +17,7 @@ from dataclasses import dataclass, field
 
 import pulsar
 
+from bench.client import quiet_client
 from tests.real.embedded_broker import EmbeddedBroker
 
 BODY = bytes(1024)
@@ -58,7 +58,7 @@ def one_kill(broker: EmbeddedBroker, after_s: float) -> Found:
 
 def _load_until_killed(broker: EmbeddedBroker, topic: str, after_s: float) -> tuple[Load, float]:
     load, stop = Load(), threading.Event()
-    with closing(_client(broker)) as client:
+    with closing(quiet_client(broker.url)) as client:
         consumer = client.subscribe(topic, "s", consumer_type=pulsar.ConsumerType.Shared, receiver_queue_size=100)
         producer = client.create_producer(topic, send_timeout_millis=1000, max_pending_messages=500, block_if_queue_full=True)
         threads = [
@@ -103,7 +103,7 @@ def _receive(consumer: pulsar.Consumer, load: Load, stop: threading.Event) -> No
 
 def _left(broker: EmbeddedBroker, topic: str) -> set[int]:
     found: set[int] = set()
-    with closing(_client(broker)) as client:
+    with closing(quiet_client(broker.url)) as client:
         consumer = client.subscribe(topic, "s", consumer_type=pulsar.ConsumerType.Shared)
         while True:
             try:
@@ -116,10 +116,6 @@ def _left(broker: EmbeddedBroker, topic: str) -> set[int]:
 
 def _number(message: pulsar.Message) -> int:
     return int(message.data().rstrip(b"\0"))
-
-
-def _client(broker: EmbeddedBroker) -> pulsar.Client:
-    return pulsar.Client(broker.url, operation_timeout_seconds=10, logger=pulsar.FileLogger(pulsar.LoggerLevel.Error, os.devnull))
 
 
 def main() -> None:

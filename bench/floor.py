@@ -22,6 +22,7 @@ import pulsar
 import urllib3
 
 from backends.demo import ANSWER
+from bench.client import quiet_client
 from messaging.topics import request_topic, subscription
 
 RECORD = json.dumps({"a usage record": "x" * 900}).encode()
@@ -79,7 +80,7 @@ def _length(count: int) -> bytes:
 
 class Floor:
     def __init__(self, url: str, model: str, threads: int, upstream: str) -> None:
-        client = pulsar.Client(url, logger=pulsar.FileLogger(pulsar.LoggerLevel.Error, os.devnull))
+        client = quiet_client(url)
         self._consumer = client.subscribe(
             request_topic(model), subscription(model), consumer_type=pulsar.ConsumerType.Shared,
             initial_position=pulsar.InitialPosition.Earliest, receiver_queue_size=threads,
@@ -87,8 +88,8 @@ class Floor:
         self._records = client.create_producer(
             f"records-of-{model}", batching_enabled=True, batching_max_publish_delay_ms=5, block_if_queue_full=True
         )
-        self._http = urllib3.PoolManager(maxsize=threads, retries=False)
-        self._completions = f"{upstream}/v1/chat/completions" if upstream else ""
+        self._endpoints = urllib3.PoolManager(maxsize=threads, retries=False)
+        self._upstream = urllib3.connection_from_url(upstream, maxsize=threads) if upstream else None
         self._links: dict[str, Link] = {}
         self._lock = threading.Lock()
 
@@ -108,7 +109,7 @@ class Floor:
         identifier = msgspec.json.encode(request.request_id)
         if not request.link:
             body = b'{"request_id":' + identifier + b',"data":' + self._whole(request) + b"}"
-            self._http.request("POST", request.endpoint, body=body, headers=JSON)
+            self._endpoints.request("POST", request.endpoint, body=body, headers=JSON)
             return
         link = self._link(request.link)
         begin = b'{"type":"begin","request_id":' + identifier + b',"attempt":1}'
@@ -121,19 +122,22 @@ class Floor:
             link.send(begin, head + b',"end":true,"data":' + self._whole(request) + b"}")
 
     def _whole(self, request: Envelope) -> bytes:
-        if not self._completions:
-            return DEMO
-        return self._http.request("POST", self._completions, body=bytes(request.data), headers=JSON).data
+        return self._asked(request, at_once=True).data if self._upstream else DEMO
 
     def _stream(self, request: Envelope, send: Callable[[list[bytes]], None]) -> None:
         """Each piece's events at once, when it comes."""
-        kept = b""
-        answer = self._http.request("POST", self._completions, body=bytes(request.data), headers=JSON, preload_content=False)
+        kept, answer = b"", self._asked(request, at_once=False)
         while piece := answer.read1(1 << 16):
             *events, kept = (kept + piece).split(b"\n\n")
             if found := [event[6:] for event in events if event != b"data: [DONE]"]:
                 send(found)
         answer.release_conn()
+
+    def _asked(self, request: Envelope, at_once: bool) -> urllib3.BaseHTTPResponse:
+        assert self._upstream is not None
+        return self._upstream.urlopen(
+            "POST", "/v1/chat/completions", bytes(request.data), JSON, retries=False, redirect=False, preload_content=at_once
+        )
 
     def _link(self, url: str) -> Link:
         with self._lock:

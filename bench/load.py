@@ -12,78 +12,21 @@ from __future__ import annotations
 import argparse
 import functools
 import gc
-import json
 import socket
 import sys
 import time
-from array import array
-from collections import Counter
-from collections.abc import Callable
 from urllib.parse import urlsplit
 
 import msgspec
 
 from bench import http11
-from bench.stats import Spread, spread
+from bench.plan import Plan, Report, Tally, say, text_in_json
 from bench.wire import Loop, Wire
 from tests.real.upstream.ask import Ask
 
 PATH = "/v1/chat/completions"
 PAUSE_S = 0.1  # of a closed loop's place whose request failed
 SPREAD_OVER = 0.8  # of the warm-up: requests that all start at once would stay in step
-
-
-class Plan(msgspec.Struct, frozen=True):
-    """What to send, and how. model: for the server; mock: for the mock upstream behind it, `bench/mock.py`.
-
-    expect: the text of a right answer. prompt_bytes: how long the message is. timeout_s: after the window's end.
-    images: how many images of `prompt_bytes` each, as data URLs, go along instead of a long text.
-    """
-
-    url: str
-    model: str
-    expect: str
-    mock: str = ""
-    stream: bool = False
-    in_flight: int = 1
-    rate: float = 0.0
-    seconds: float = 10.0
-    warm_s: float = 2.0
-    timeout_s: float = 30.0
-    prompt_bytes: int = 500
-    images: int = 0
-
-    @property
-    def body(self) -> bytes:
-        text = ("word " * (self.prompt_bytes // 5 + 1))[: self.prompt_bytes]
-        content: object = text
-        if self.images:
-            image = {"type": "image_url", "image_url": {"url": "data:image/png;base64," + "A" * self.prompt_bytes}}
-            content = [{"type": "text", "text": "What is this?"}, *[image] * self.images]
-        asked = {"model": self.model, "messages": [{"role": "user", "content": content}], "stream": self.stream}
-        return json.dumps(asked | ({"mock": self.mock} if self.mock else {})).encode()
-
-
-class Report(msgspec.Struct, frozen=True):
-    """What came of it. answered_in_window: of a stream counts the part that came in it. latency: whole answers, or streams to
-    their end. first_token, gap: of streams. All in ms."""
-
-    asked: int
-    right: int
-    failures: dict[str, int]
-    answered_in_window: float
-    window_s: float
-    latency_ms: Spread
-    first_token_ms: Spread
-    gap_ms: Spread
-
-    @property
-    def per_s(self) -> float:
-        return self.answered_in_window / self.window_s
-
-    @property
-    def right_percent(self) -> float:
-        return 100 * self.right / self.asked if self.asked else 0.0
 
 
 class _Delta(msgspec.Struct):
@@ -151,7 +94,7 @@ class Requester(Wire):
                 else:
                     self.gaps_s.append(now_s - self.last_s)
                 self.last_s = now_s
-        self._load.took_pieces(len(self._text) - before, now_s)
+        self._load.tally.took_pieces(len(self._text) - before, now_s)
 
     def _failure(self) -> str:
         """"" of a right answer."""
@@ -160,7 +103,7 @@ class Requester(Wire):
         if self._load.plan.stream:
             is_right = self._is_done and "".join(self._text) == self._load.plan.expect
         else:
-            is_right = self._load.expected_json in b"".join(self._payload)
+            is_right = self._load.expected in b"".join(self._payload)
         return "" if is_right else "wrong answer"
 
 
@@ -170,75 +113,51 @@ def _text_of(event: bytes) -> str:
 
 
 class Load:
-    def __init__(self, plan: Plan, loop: Loop, say: Callable[[str], None]) -> None:
-        self.plan, self._loop, self._say = plan, loop, say
-        self.expected_json = json.dumps(plan.expect).encode()
+    def __init__(self, plan: Plan, loop: Loop) -> None:
+        self.plan, self._loop, self.tally = plan, loop, Tally(plan)
+        self.expected = text_in_json(plan.expect)
         parts = urlsplit(plan.url)
         self._address = (parts.hostname or "127.0.0.1", parts.port or 80)
         self._request = http11.post(PATH, parts.netloc, plan.body)
-        self._from_s = time.monotonic() + plan.warm_s
-        self._to_s = self._from_s + plan.seconds
         self._idle: list[Requester] = []
-        self._asked = self._right = self._in_flight = 0
-        self._answered, self._piece = 0.0, 1 / len(plan.expect.split(" "))
-        self._failures: Counter[str] = Counter()
-        self._latencies_ms, self._first_ms, self._gaps_ms = array("d"), array("d"), array("d")
+        self._in_flight = 0
 
     def run(self) -> Report:
+        self.tally.start()
         start_s, spread_s = time.monotonic(), SPREAD_OVER * self.plan.warm_s
         if self.plan.rate:
             self._due(start_s, 0)
         else:
             for number in range(self.plan.in_flight):
                 self._loop.at(start_s + spread_s * number / self.plan.in_flight, self._ask_now)
-        self._loop.at(self._from_s, self._begin)
-        self._loop.at(self._to_s, self._end)
-        self._loop.at(self._to_s + self.plan.timeout_s, self._give_up)
+        self._loop.at(self.tally.from_s, lambda: say("from"))
+        self._loop.at(self.tally.to_s, self._end)
+        self._loop.at(self.tally.to_s + self.plan.timeout_s, self._loop.end)
         self._loop.run()
-        return Report(
-            self._asked, self._right, dict(self._failures), self._answered, self._to_s - self._from_s,
-            spread(self._latencies_ms), spread(self._first_ms), spread(self._gaps_ms),
-        )  # fmt: skip
+        return self.tally.report()
 
     def ended(self, requester: Requester, failure: str) -> None:
         """A request came to its end; "" is a right answer."""
         now_s = time.monotonic()
         self._in_flight -= 1
-        self._count(requester, failure, now_s)
+        if failure:
+            self.tally.failed(requester.due_s, failure)
+        else:
+            self.tally.answered(requester.due_s, now_s)
+            if self.plan.stream:
+                self.tally.streamed(requester.due_s, requester.first_s, requester.gaps_s)
         if requester.is_open:
             self._idle.append(requester)
-        if now_s < self._to_s:
+        if now_s < self.tally.to_s:
             if not self.plan.rate:
                 self._ask_next(failure, now_s)
         elif not self._in_flight:
-            self._loop.is_over = True
-
-    def took_pieces(self, count: int, now_s: float) -> None:
-        """Of a stream, each a word of its text."""
-        if self._is_in_window(now_s):
-            self._answered += count * self._piece
-
-    def _count(self, requester: Requester, failure: str, now_s: float) -> None:
-        if not failure and not self.plan.stream and self._is_in_window(now_s):
-            self._answered += 1
-        if not self._is_in_window(requester.due_s):
-            return
-        if failure:
-            self._failures[failure] += 1
-            return
-        self._right += 1
-        self._latencies_ms.append(1000 * (now_s - requester.due_s))
-        if self.plan.stream:
-            self._first_ms.append(1000 * (requester.first_s - requester.due_s))
-            self._gaps_ms.extend([1000 * gap_s for gap_s in requester.gaps_s])
-
-    def _is_in_window(self, at_s: float) -> bool:
-        return self._from_s <= at_s < self._to_s
+            self._loop.end()
 
     def _due(self, start_s: float, number: int) -> None:
         """The open loop's next request, and the timer for the one after it."""
         due_s = start_s + number / self.plan.rate
-        if due_s < self._to_s:
+        if due_s < self.tally.to_s:
             self._loop.at(due_s, functools.partial(self._ask_and_go_on, start_s, number))
 
     def _ask_and_go_on(self, start_s: float, number: int) -> None:
@@ -248,52 +167,42 @@ class Load:
     def _ask_now(self) -> None:
         self._ask(time.monotonic())
 
-    def _ask(self, due_s: float) -> None:
-        self._asked += self._is_in_window(due_s)
-        self._in_flight += 1
-        requester = self._idle.pop() if self._idle else None
-        while requester is not None and not requester.is_open:  # the server closed it meanwhile
-            requester = self._idle.pop() if self._idle else None
-        try:
-            if requester is None:
-                requester = Requester(self._loop, socket.create_connection(self._address, 5), self)
-        except OSError:
-            self._refused(due_s)
-            return
-        requester.ask(self._request, due_s)
-
-    def _refused(self, due_s: float) -> None:
-        self._in_flight -= 1
-        if self._is_in_window(due_s):
-            self._failures["refused"] += 1
-        if not self.plan.rate:
-            self._ask_next("refused", time.monotonic())
-
     def _ask_next(self, failure: str, now_s: float) -> None:
         if failure:
             self._loop.at(now_s + PAUSE_S, self._ask_now)
         else:
             self._ask(now_s)
 
-    def _begin(self) -> None:
-        self._say("from")
+    def _ask(self, due_s: float) -> None:
+        self.tally.asked(due_s)
+        try:
+            requester = self._idle_one() or Requester(self._loop, socket.create_connection(self._address, 5), self)
+        except OSError:
+            self.tally.failed(due_s, "refused")
+            if not self.plan.rate:
+                self._ask_next("refused", time.monotonic())
+            return
+        self._in_flight += 1
+        requester.ask(self._request, due_s)
+
+    def _idle_one(self) -> Requester | None:
+        while self._idle:
+            requester = self._idle.pop()
+            if requester.is_open:  # the server may have closed it meanwhile
+                return requester
+        return None
 
     def _end(self) -> None:
-        self._say("to")
+        say("to")
         if not self._in_flight:
-            self._loop.is_over = True
-
-    def _give_up(self) -> None:
-        self._failures["timeout"] += self._asked - self._right - self._failures.total()
-        self._loop.is_over = True
+            self._loop.end()
 
 
 def main() -> None:
     plan = _plan(sys.argv[1:])
     gc.freeze()
     gc.disable()
-    report = Load(plan, Loop(), lambda word: print(word, flush=True)).run()
-    print(msgspec.json.encode(report).decode(), flush=True)
+    say(msgspec.json.encode(Load(plan, Loop()).run()).decode())
 
 
 def _plan(arguments: list[str]) -> Plan:

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import subprocess
 import sys
 import urllib.request
 import uuid
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import TracebackType
 
 import msgspec
+import pulsar
 
 from backends.demo import ANSWER
 from bench import watch
-from bench.load import Plan, Report
+from bench.client import quiet_client
+from bench.plan import Plan, Report
 from bench.watch import Memory, Watch
 from tests.real.brokers import BROKERS, Broker
 from tests.real.node import NodeProcess
@@ -22,6 +26,7 @@ from tests.real.processes import end_group, start_bound, wait_until
 from tests.real.upstream.ask import Ask
 
 FLOOR_THREADS = 64  # a process: more starve each other
+RECORDS_WITHIN_MS = 2000
 
 
 @dataclass(frozen=True)
@@ -45,6 +50,7 @@ class Measured:
     report: Report
     cpu_s: dict[str, float]
     memory: dict[str, Memory]
+    durations_ms: list[dict[str, float | None]] = field(default_factory=list)  # of the node's usage records, where they were asked for
 
     @property
     def cpu_per_1000(self) -> dict[str, float]:
@@ -75,7 +81,8 @@ class Stage:
     """`with Stage("embedded") as stage:`; a broker and a mock upstream for several scenarios."""
 
     def __init__(self, broker: str) -> None:
-        self.broker: Broker = BROKERS[broker]()
+        """broker: embedded, or real."""
+        self.broker: Broker = BROKERS["pulsar" if broker == "real" else broker]()
         self.upstream_url = ""
         self._upstream: subprocess.Popen[bytes] | None = None
 
@@ -103,6 +110,9 @@ class Stage:
         """Started by `with`."""
         return NodeProcess(self.variables(model, work))
 
+    def worker(self, model: str, work: Work, floor: bool) -> NodeProcess:
+        return self.floor(model, work) if floor else self.node(model, work)
+
     def floor(self, model: str, work: Work) -> NodeProcess:
         options = ["--url", self.broker.url, "--model", model, "--threads", str(work.slots)]
         options += ["--processes", str(-(-work.slots // FLOOR_THREADS))]
@@ -115,20 +125,28 @@ class Stage:
 
     def through_gateway(self, work: Work, plan: Plan, *, floor: bool = False) -> Measured:
         """The whole path: load → gateway → broker → node (or floor) → upstream, and back."""
-        model = f"bench-{uuid.uuid4().hex[:8]}"
-        with self.gateway() as gateway, self.floor(model, work) if floor else self.node(model, work) as node:
-            assert node.process is not None and gateway.process is not None
-            programs = {watch.NODE: node.process.pid, watch.GATEWAY: gateway.process.pid, watch.BROKER: self.broker.pid}
+        model = new_model()
+        with self.gateway() as gateway, self.worker(model, work, floor) as node:
+            programs = {watch.NODE: node.pid, watch.GATEWAY: gateway.pid, watch.BROKER: self.broker.pid}
             url = f"http://127.0.0.1:{gateway.port}"
-            return self.measure(replaced(plan, url=url, model=model, work=work), programs)
+            return self.measure("bench.load", replaced(plan, url=url, model=model, work=work), programs)
+
+    def straight(self, work: Work, plan: Plan, *, floor: bool = False, records: bool = False) -> Measured:
+        """The node (or floor) alone: the load publishes by itself, and takes the answers."""
+        model = new_model()
+        read = Records(self.broker.url, f"res-{model}") if records else None
+        with self.worker(model, work, floor) as node:
+            programs = {watch.NODE: node.pid, watch.BROKER: self.broker.pid}
+            found = self.measure("bench.straight", replaced(plan, url=self.broker.url, model=model, work=work), programs)
+            return replace(found, durations_ms=read.durations_ms()) if read else found
 
     def directly(self, work: Work, plan: Plan) -> Measured:
         """The upstream alone, asked by the same load: what of a latency is not ours."""
-        return self.measure(replaced(plan, url=self.upstream_url, model="mock", work=work), {})
+        return self.measure("bench.load", replaced(plan, url=self.upstream_url, model="mock", work=work), {})
 
-    def measure(self, plan: Plan, programs: dict[str, int]) -> Measured:
+    def measure(self, load_module: str, plan: Plan, programs: dict[str, int]) -> Measured:
         assert self._upstream is not None
-        load = start_bound([sys.executable, "-m", "bench.load", msgspec.json.encode(plan).decode()], stdout=subprocess.PIPE)
+        load = start_bound([sys.executable, "-m", load_module, msgspec.json.encode(plan).decode()], stdout=subprocess.PIPE)
         try:
             assert load.stdout is not None
             lines = iter(load.stdout.readline, b"")
@@ -140,6 +158,27 @@ class Stage:
         finally:
             end_group(load)
         return Measured(report, used_s, memory)
+
+
+class Records:
+    """The usage records of one topic from now on."""
+
+    def __init__(self, url: str, topic: str) -> None:
+        self._client = quiet_client(url)
+        self._consumer = self._client.subscribe(topic, "bench", receiver_queue_size=10_000)
+
+    def durations_ms(self) -> list[dict[str, float | None]]:
+        """All that have come; closes."""
+        found = []
+        with contextlib.closing(self._client), contextlib.suppress(pulsar.Timeout):
+            while True:
+                found.append(json.loads(self._consumer.receive(RECORDS_WITHIN_MS).data())["durations_ms"])
+        return found
+
+
+def new_model() -> str:
+    """A topic of its own for each run."""
+    return f"bench-{uuid.uuid4().hex[:8]}"
 
 
 def replaced(plan: Plan, *, url: str, model: str, work: Work) -> Plan:

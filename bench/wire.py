@@ -34,6 +34,10 @@ class Loop:
                     ready()
             self._call_due()
 
+    def end(self) -> None:
+        """After what is called now."""
+        self.is_over = True
+
     def at(self, due_s: float, call: Callable[[], None]) -> None:
         """`due_s`: monotonic."""
         heapq.heappush(self._timers, (due_s, next(self._numbers), call))

@@ -66,6 +66,11 @@ class NodeProcess:
         """What an OpenAI client takes."""
         return f"http://127.0.0.1:{self.port}/v1"
 
+    @property
+    def pid(self) -> int:
+        assert self.process is not None
+        return self.process.pid
+
     def tree(self) -> list[psutil.Process]:
         assert self.process is not None
         root = psutil.Process(self.process.pid)
