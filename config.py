@@ -202,7 +202,7 @@ class Settings:
     )
     aimodel_namespace: str = variable("", _text, "its namespace; where it is unset, Events go to the pod's own, or to default")
     credentials_directory: str = variable(
-        "", _text, "set by systemd's LoadCredential: its files api-key and pulsar-token are API_KEY_FILE and PULSAR_TOKEN_FILE, where neither these nor the variables themselves are set", secret=True,
+        "", _text, "folder whose files api-key and pulsar-token, where they are there, serve as API_KEY_FILE and PULSAR_TOKEN_FILE; systemd's LoadCredential sets it", secret=True,
     )
     port: int = variable(
         0, _whole(1, 65535), "port of the gateway; where set, the node starts one",

@@ -224,7 +224,7 @@ def _what_to_change(status: int, subject: Subject) -> str:
         return "Its credentials are not valid: check the pod's serviceAccountName, or the kubeconfig."
     if status == 403:
         return (
-            f"It needs the right to create and patch events in the namespace {subject.namespace}: apply deploy/kubernetes/rbac.yaml "
+            f"It needs the right to create and patch events in the namespace {subject.namespace}: apply deploy/kubernetes/base/rbac.yaml "
             f"there and run the pod as its service account, or set AIMODEL_NAMESPACE to the namespace of {subject.aimodel}."
         )
     return f"Is there a namespace {subject.namespace}? Set AIMODEL_NAMESPACE." if status == 404 else "There is no way to it yet."

@@ -1,4 +1,4 @@
-"""Events at a real kube-apiserver with a real etcd, under the rights of deploy/kubernetes/rbac.yaml alone.
+"""Events at a real kube-apiserver with a real etcd, under the rights of deploy/kubernetes/base/rbac.yaml alone.
 
 Runs where both binaries are found, in PATH or by KUBE_APISERVER and ETCD. etcd is Debian's etcd-server; kube-apiserver is
 `k8s.io/kubernetes/cmd/kube-apiserver/app` built with Go, each staging module replaced by its v0 version.
@@ -80,7 +80,7 @@ def test_the_rights_are_enough_and_the_counts_right(cluster: Cluster, monkeypatc
     node = Delivery(ApiServer(), SUBJECT, lambda: now_s)
     with pytest.raises(Refused, match="forbidden"):
         node.deliver(_report(now_s))
-    utils.create_from_yaml(cluster.admin, str(REPOSITORY / "deploy/kubernetes/rbac.yaml"), namespace="models")
+    utils.create_from_yaml(cluster.admin, str(REPOSITORY / "deploy/kubernetes/base/rbac.yaml"), namespace="models")
     wait_until(lambda: _delivered(node, _report(now_s)), within_s=30, what="the rights")
     node.deliver(_report(now_s))
     Delivery(ApiServer(), SUBJECT, lambda: now_s).deliver(_report(now_s))  # a restart

@@ -120,7 +120,7 @@ def test_missing_rights_are_said_once_with_what_to_change(
     soon(lambda: len(api.asked) > 3)
     said = [line for line in log if "refuses Events" in line]
     assert len(said) == 1 and said[0].startswith("WARNING")
-    assert "deploy/kubernetes/rbac.yaml" in said[0] and "namespace models" in said[0] and "events is forbidden" in said[0]
+    assert "deploy/kubernetes/base/rbac.yaml" in said[0] and "namespace models" in said[0] and "events is forbidden" in said[0]
     api.fault = lambda method: None
     soon(lambda: counts(api) == [1])
 
@@ -349,7 +349,7 @@ def test_the_role_holds_what_is_asked_and_no_more(api: KubernetesApi) -> None:
     node.deliver(report())
     verbs = {"POST": "create", "PATCH": "patch"}
     asked = {verbs[asked.method] for asked in api.asked}
-    documents = list(yaml.safe_load_all((REPOSITORY / "deploy/kubernetes/rbac.yaml").read_text()))
+    documents = list(yaml.safe_load_all((REPOSITORY / "deploy/kubernetes/base/rbac.yaml").read_text()))
     role, binding = documents[1], documents[2]
     assert role["rules"] == [{"apiGroups": [""], "resources": ["events"], "verbs": sorted(asked)}]
     assert binding["roleRef"]["name"] == role["metadata"]["name"]
