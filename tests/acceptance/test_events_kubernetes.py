@@ -1,4 +1,5 @@
-"""Events at a real kube-apiserver with a real etcd, under the rights of deploy/kubernetes/base/rbac.yaml alone.
+"""At a real kube-apiserver with a real etcd: Events under the rights of deploy/kubernetes/base/rbac.yaml alone, and all
+manifests.
 
 Runs where both binaries are found, in PATH or by KUBE_APISERVER and ETCD. etcd is Debian's etcd-server; kube-apiserver is
 `k8s.io/kubernetes/cmd/kube-apiserver/app` built with Go, each staging module replaced by its v0 version.
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from reporting.apiserver import ApiServer, Refused
 from reporting.eventbody import Report, Subject, cause
@@ -38,12 +40,12 @@ class Cluster:
         settings.api_key["BearerToken"] = f"Bearer {ADMIN}"
         self.admin = client.ApiClient(settings)
 
-    def kubeconfig(self) -> Path:
+    def kubeconfig(self, token: str = NODE) -> Path:
         cluster = {"server": f"https://127.0.0.1:{self.port}", "certificate-authority": str(self.folder / "certs/apiserver.crt")}
         path = self.folder / "kubeconfig"
         content = {
             "apiVersion": "v1", "kind": "Config", "current-context": "test",
-            "clusters": [{"name": "test", "cluster": cluster}], "users": [{"name": "test", "user": {"token": NODE}}],
+            "clusters": [{"name": "test", "cluster": cluster}], "users": [{"name": "test", "user": {"token": token}}],
             "contexts": [{"name": "test", "context": {"cluster": "test", "user": "test"}}],
         }  # fmt: skip
         path.write_text(json.dumps(content))
@@ -105,6 +107,35 @@ def test_a_report_that_was_carried_out_is_not_counted_again(cluster: Cluster, mo
     Delivery(ApiServer(), subject).deliver(one)
     assert len(cluster.events()) == before + 1
     assert [event.count for event in cluster.events() if event.reporting_instance == "node-b"] == [1]
+
+
+@pytest.mark.parametrize("folder", ["overlays/minikube", "overlays/remote", "overlays/local-gpu", "gateway", "pulsar"])
+def test_the_manifests_are_taken_and_their_pods_admitted(cluster: Cluster, folder: str) -> None:
+    """Applied, and a pod made of the Deployment's template: the namespace admits only what keeps to the restricted standard.
+    Without what is KEDA's, unless its definitions are there."""
+    if not shutil.which("kubectl"):
+        pytest.skip("there is no kubectl")
+    kustomized = _kubectl(cluster, "kustomize", str(REPOSITORY / "deploy/kubernetes" / folder))
+    manifests = [m for m in yaml.safe_load_all(kustomized) if m["kind"] != "ScaledObject" or os.environ.get("KEDA_CRDS")]
+    if crds := os.environ.get("KEDA_CRDS"):
+        _kubectl(cluster, "apply", "--server-side", "-f", crds)
+        _kubectl(cluster, "wait", "--for=condition=Established", "--timeout=30s", "crd/scaledobjects.keda.sh")
+    said = _kubectl(cluster, "apply", "--server-side", "--validate=strict", "-f", "-", given=yaml.safe_dump_all(manifests))
+    assert len(said.splitlines()) == len(manifests)
+    (deployment,) = (m for m in manifests if m["kind"] == "Deployment")
+    spec = deployment["spec"]["template"]["spec"]
+    pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "probe", "namespace": "workernode"}, "spec": spec}
+    _kubectl(cluster, "create", "--dry-run=server", "--validate=strict", "-f", "-", given=yaml.safe_dump(pod))
+    spec["containers"][0]["securityContext"]["allowPrivilegeEscalation"] = True
+    with pytest.raises(AssertionError, match="violates PodSecurity"):
+        _kubectl(cluster, "create", "--dry-run=server", "-f", "-", given=yaml.safe_dump(pod))
+
+
+def _kubectl(cluster: Cluster, *arguments: str, given: str | None = None) -> str:
+    command = ["kubectl", "--kubeconfig", str(cluster.kubeconfig(ADMIN)), *arguments]
+    ran = subprocess.run(command, input=given, capture_output=True, text=True, timeout=60, check=False)
+    assert ran.returncode == 0, ran.stderr
+    return ran.stdout
 
 
 def _report(at_s: float) -> Report:
