@@ -7,6 +7,7 @@ Each variable is described once, here: its default, what it accepts and what it 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 import re
 from collections.abc import Callable, Mapping
@@ -275,7 +276,7 @@ class Settings:
     )
     ca_bundle: str = variable("", _readable_file, "certificates to trust instead of the system's (PEM)")
 
-    @property
+    @functools.cached_property
     def secrets(self) -> tuple[str, ...]:
         """Strings that may appear nowhere but on the wire they belong to."""
         # A key of a few letters, as tests use, is no secret: taking it out would only garble the log.

@@ -5,6 +5,7 @@ The chat-completion body (`data`) stays undecoded bytes: of a megabyte only the 
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -67,6 +68,7 @@ def _is_id(value: str) -> bool:
     return 0 < len(value) <= LONGEST_ID and value.isprintable()
 
 
+@lru_cache(maxsize=64)  # a gateway says the same with each request
 def _is_endpoint(value: str) -> bool:
     try:
         parts = urlsplit(value)

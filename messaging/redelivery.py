@@ -39,6 +39,8 @@ class History:
 
 def read_history(properties: dict[str, str], published_ms: int) -> History:
     """What is missing or odd counts as new: properties can come from anyone."""
+    if not properties:
+        return History(1, published_ms)
     attempt, first_ms = _whole(properties.get(ATTEMPT, "")), _whole(properties.get(PUBLISHED_MS, ""))
     # Nothing was first published after it was published again: such a time would keep a request from ever expiring.
     trail = tuple(line for line in properties.get(TRAIL, "").split("\n") if line)

@@ -1,18 +1,50 @@
-"""The log's line for a request that ended: in words, and as fields of their own for LOG_FORMAT=json."""
+"""The log's line for a request that ended: in words, and as fields of their own for LOG_FORMAT=json.
+
+Written past loguru, which asks for caller, thread and level of each line: that took longer than all else that the node does at
+a request's end.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+import re
+import sys
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
 
-from loguru import logger
-
+from errors import redact
+from reporting.log import INFO, as_json, as_text, forms_of, goes_to_journal, with_priority
 from reporting.usage import Ended
 
+if TYPE_CHECKING:
+    from config import Settings
+
 _SHOWN = {"queued": "queued", "waited": "waited", "to_first_token": "to first token"}
+_UUID = re.compile(r"[0-9a-f-]{36}")
 
 
-def log_end(ended: Ended) -> None:
-    logger.bind(**fields(ended)).info("{}", line(ended))
+class EndLog:
+    """`process`: who speaks."""
+
+    def __init__(self, settings: Settings, process: str = "node") -> None:
+        self._is_json, self._is_journal, self._process = settings.log_format == "json", goes_to_journal(), process
+        self._secrets = forms_of(settings.secrets)
+
+    def say(self, ended: Ended) -> None:
+        text = self._json(ended) if self._is_json else self._text(ended)
+        sys.stderr.write(with_priority(text, INFO) if self._is_journal else text)
+        sys.stderr.flush()
+
+    def _json(self, ended: Ended) -> str:
+        return as_json(datetime.now(UTC), "INFO", self._process, line(ended), fields(ended), self._secrets)
+
+    def _text(self, ended: Ended) -> str:
+        words = line(ended) if _is_plain(ended) else redact(line(ended), self._secrets)
+        return f"{self._process}: {words}\n" if self._is_journal else as_text(datetime.now(), "INFO", self._process, words)
+
+
+def _is_plain(ended: Ended) -> bool:
+    """All in its line is the node's own, and the id a UUID."""
+    return ended.error is None and _UUID.fullmatch(ended.request_id) is not None
 
 
 def fields(ended: Ended) -> dict[str, Any]:

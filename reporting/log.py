@@ -12,7 +12,7 @@ import json
 import os
 import sys
 from collections.abc import Mapping
-from datetime import UTC
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -27,14 +27,14 @@ if TYPE_CHECKING:
 
 INFO, WARNING, ERROR = 20, 30, 40  # loguru's numbers
 LONGEST_BODY = 4000  # characters of a request or an answer, in a line of DEBUG
-_TEXT = "{time:YYYY-MM-DD HH:mm:ss.SSS} {level:<7} {extra[process]}: {message}\n{exception}"
+_TEXT = "{time:YYYY-MM-DD HH:mm:ss.SSS} {level:<7} {extra[process]}: {message}\n{exception}"  # as as_text()
 _FOR_THE_JOURNAL = "{extra[process]}: {message}\n{exception}"
 _FOR_JSON = "{exception}"  # all else is taken from the record
 
 
 def set_up_log(settings: Settings, process: str) -> None:
     """`process`: who speaks. Secrets are taken out of every line, tracebacks and all, wherever they came from."""
-    secrets = _forms_of(settings.secrets)
+    secrets = forms_of(settings.secrets)
     is_json, is_journal = settings.log_format == "json", goes_to_journal()
     form = _FOR_JSON if is_json else _FOR_THE_JOURNAL if is_journal else _TEXT
 
@@ -75,13 +75,23 @@ def with_priority(text: str, level: int) -> str:
     return "".join(f"<{priority}>{line}" for line in text.splitlines(keepends=True))
 
 
+def as_text(at: datetime, level: str, process: str, message: str) -> str:
+    """A line of text. `at`: local time; the message is redacted already."""
+    return f"{at.isoformat(' ', 'milliseconds')} {level:<7} {process}: {message}\n"
+
+
 def json_line(record: Record, exception: str, secrets: tuple[str, ...]) -> str:
-    """Each text is redacted by itself: taken out of the whole line, something could take its quotes along."""
-    at = record["time"].astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
     fields = dict(record["extra"])
-    line = {"time": at, "level": record["level"].name, "process": fields.pop("process", ""), "message": record["message"]}
+    process = fields.pop("process", "")
+    fields |= {"exception": exception.strip()} if exception.strip() else {}
+    return as_json(record["time"], record["level"].name, process, record["message"], fields, secrets)
+
+
+def as_json(at: datetime, level: str, process: str, message: str, fields: dict[str, Any], secrets: tuple[str, ...]) -> str:
+    """A line of JSON. Each text is redacted by itself: taken out of the whole line, something could take its quotes along."""
+    time = at.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    line = {"time": time, "level": level, "process": process, "message": message}
     line |= {name: value for name, value in fields.items() if name not in line}
-    line |= {"exception": exception.strip()} if exception.strip() else {}
     return json.dumps({name: _redacted(value, secrets) for name, value in line.items()}, ensure_ascii=False) + "\n"
 
 
@@ -108,12 +118,12 @@ def body_text(body: bytes, secrets: tuple[str, ...]) -> str:
 
 def without_secrets(text: str, secrets: tuple[str, ...]) -> str:
     """These alone, in each form; for texts of megabytes."""
-    for form in sorted(_forms_of(secrets), key=len, reverse=True):  # one may be the beginning of another
+    for form in sorted(forms_of(secrets), key=len, reverse=True):  # one may be the beginning of another
         text = text.replace(form, "[redacted]")
     return text
 
 
-def _forms_of(secrets: tuple[str, ...]) -> tuple[str, ...]:
+def forms_of(secrets: tuple[str, ...]) -> tuple[str, ...]:
     return tuple({form for secret in secrets for form in _forms(secret)})
 
 

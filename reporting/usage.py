@@ -9,6 +9,7 @@ import hashlib
 import os
 import socket
 from dataclasses import dataclass
+from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -51,7 +52,7 @@ class Ended:
     error: dict[str, Any] | None = None
     dead_lettered: bool = False
 
-    @property
+    @cached_property
     def timestamps_ms(self) -> dict[str, float | None]:
         outcome = self.outcome
         return {
@@ -64,7 +65,7 @@ class Ended:
             "answered": outcome.answered_ms,
         }
 
-    @property
+    @cached_property
     def durations_ms(self) -> dict[str, float | None]:
         at = self.timestamps_ms
         return {name: _between(at[start], at[end]) for name, (start, end) in _STAGES.items()}
@@ -119,13 +120,18 @@ def client(metadata: dict[str, Any] | None, secrets: tuple[str, ...] = ()) -> di
         if isinstance(name, str) and name.lower() in _CLIENT_HEADERS:
             first = values[0] if isinstance(values, list) and values else values
             if isinstance(first, str):
-                found[name.lower()] = _clean(first, secrets)
+                found[name.lower()] = _known_text(first, secrets) if len(first) <= LONGEST_TEXT else _clean(first, secrets)
     return found
 
 
 def _names(error: dict[str, Any] | None, secrets: tuple[str, ...]) -> dict[str, Any] | None:
     """What can be counted of an error; its message may hold anything."""
     return {name: _clean(error.get(name), secrets) for name in ("type", "code")} if error else None
+
+
+@lru_cache(maxsize=256)  # a client sends the same with each request, and looking for keys takes its time
+def _known_text(value: str, secrets: tuple[str, ...]) -> str:
+    return str(_clean(value, secrets))
 
 
 def _clean(value: Any, secrets: tuple[str, ...]) -> Any:

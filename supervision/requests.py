@@ -24,7 +24,7 @@ from messaging.line import Key, Received
 from messaging.publisher import Publish
 from messaging.redelivery import History
 from messaging.topics import DEAD_LETTER_SUBSCRIPTION, dead_letter_topic, request_topic
-from reporting.ends import log_end
+from reporting.ends import EndLog
 from reporting.log import without_secrets
 from reporting.usage import Ended, node_id, record
 from supervision.journal import Aboard, Journal
@@ -80,7 +80,7 @@ class Requests:
     ) -> None:
         self._settings, self._publish, self._acknowledge, self._dice = settings, publish, acknowledge, dice
         self._journal = journal or Journal(None)
-        self._node = node_id()
+        self._node, self._end_log = node_id(), EndLog(settings)
         self.ledger: Ledger[Job] = Ledger()
 
     # arriving
@@ -304,7 +304,7 @@ class Requests:
         if job.request.request_id:
             ended = _ended(entry, outcome)
             publishes.append(Publish(self._settings.res_topic_name, record(ended, self._settings, self._node), batched=True))
-            log_end(ended)
+            self._end_log.say(ended)
         self._settle(entry, publishes, answered=True)
 
     def _dead_letter(self, job: Job, outcome: Outcome) -> Publish:

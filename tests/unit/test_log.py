@@ -15,7 +15,7 @@ from loguru import logger
 from config import load
 from errors import error_object
 from ipc.messages import Outcome
-from reporting.ends import log_end
+from reporting.ends import EndLog
 from reporting.log import LONGEST_BODY, body_text, goes_to_journal, say_mistakes, set_up_log
 from reporting.usage import Ended
 from tests.real.processes import REPOSITORY
@@ -96,8 +96,7 @@ END = Ended(
 
 def test_the_line_at_a_requests_end(capsys: pytest.CaptureFixture[str]) -> None:
     for form in ("text", "json"):
-        set_up_log(load({"PULSAR_URL": "pulsar://h", "LOG_FORMAT": form}), "node")
-        log_end(END)
+        EndLog(load({"PULSAR_URL": "pulsar://h", "LOG_FORMAT": form})).say(END)
     text, line = capsys.readouterr().err.splitlines()
     words = "request r-1 failed in 490 ms (queued 10, waited 2, to first token 87), attempt 2, 5 + 7 tokens (estimated)"
     words += ", dead letter: it broke"
