@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import selectors
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -207,8 +207,10 @@ class Crew:
         except ChannelBroken as broken:
             self.kill(child, str(broken))
 
-    def collect(self) -> list[tuple[Child, FromChild]]:
-        """What the children have said. Also renews leases, pushes what was unsent, kills who takes nothing."""
+    def collect(self, ready: Container[int] | None = None) -> list[tuple[Child, FromChild]]:
+        """What the children have said. Also renews leases, pushes what was unsent, kills who takes nothing.
+
+        ready: the descriptors that the selector found readable; None: nobody has looked."""
         said: list[tuple[Child, FromChild]] = []
         renew = time.monotonic() - self._leased_s > LEASE_EACH_S
         self._leased_s = time.monotonic() if renew else self._leased_s
@@ -216,7 +218,8 @@ class Crew:
             if child.closed_since_s is not None:
                 self._kill_if_it_lingers(child)
                 continue
-            messages, broken = child.channel.receive()
+            may_speak = ready is None or child.channel.read_fd in ready
+            messages, broken = child.channel.receive() if may_speak else ([], None)
             said += [(child, message) for message in self._noted(child, messages)]
             if broken is not None:
                 self._on_broken(child, broken)
@@ -304,17 +307,22 @@ class Crew:
             child.killed_because = because
             child.process.kill()
 
-    def bury(self) -> list[Dead]:
-        """Reap who has died, read what it left unread, and set its place's pause: none for a first death."""
+    def bury(self, ready: Container[int] | None = None) -> list[Dead]:
+        """Reap who has died, read what it left unread, and set its place's pause: none for a first death. `ready`: as above."""
         dead: list[Dead] = []
         for place in self._places:
             child = place.child
-            if child is not None and child.process.exitcode is not None:
+            if child is not None and self._may_be_dead(child, ready) and child.process.exitcode is not None:
                 dead.append(self._reap(child))
                 place.child = None
                 if not (child.may_die or child.retires):
                     self._set_pause(place, lived_s=time.monotonic() - child.born_s, has_served=child.has_served)
         return dead
+
+    @staticmethod
+    def _may_be_dead(child: Child, ready: Container[int] | None) -> bool:
+        """Worth a system call."""
+        return ready is None or child.process.sentinel in ready or not child.can_be_told
 
     def _reap(self, child: Child) -> Dead:
         child.process.join(REAP_WITHIN_S)

@@ -113,10 +113,10 @@ class Node:
         try:
             while not self._is_drained():
                 self._crew.start_missing()
-                self._wait()
+                ready = self._wait()
                 self._read_mail()
-                self._collect()
-                self._bury()
+                self._collect(ready)
+                self._bury(ready)
                 self._crew.appoint()
                 self._probe()
                 self._receive()
@@ -138,15 +138,16 @@ class Node:
 
     # the loop's steps
 
-    def _wait(self) -> None:
-        """Until something happens, a tick at most: pauses, leases and deadlines are looked at each turn."""
+    def _wait(self) -> set[int]:
+        """Until something happens, a tick at most: pauses, leases and deadlines are looked at each turn. Returns the
+        descriptors that have something."""
         self._crew.watch_unsent()
         timeout_s = TICK_S
         if (next_start_s := self._crew.next_start_s()) is not None:
             timeout_s = min(timeout_s, max(0.0, next_start_s - time.monotonic()))
         if (next_change_s := self._upstream.next_change_s()) > 0:
             timeout_s = min(timeout_s, next_change_s)
-        self._selector.select(timeout_s)
+        return {key.fd for key, _ in self._selector.select(timeout_s)}
 
     def _read_mail(self) -> None:
         for news in self._mailbox.take():
@@ -161,12 +162,12 @@ class Node:
             else:
                 self._queue_troubles.over(time.monotonic(), f"subscribed at {self._settings.pulsar_url}")
 
-    def _collect(self) -> None:
-        for child, message in self._crew.collect():
+    def _collect(self, ready: set[int]) -> None:
+        for child, message in self._crew.collect(ready):
             self._hear(child, message)
 
-    def _bury(self) -> None:
-        for dead in self._crew.bury():
+    def _bury(self, ready: set[int]) -> None:
+        for dead in self._crew.bury(ready):
             for message in dead.unread:
                 self._hear(dead.child, message)
             expected = dead.child.retires or (self._is_draining() and (self._is_cut_off or not dead.child.role.capacity))
