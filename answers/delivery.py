@@ -15,6 +15,7 @@ from answers.overlink import LinkDelivery
 from answers.pool import SocketPool
 from answers.post import EARLY_GRACE_S, TAKEN_WITHIN_S, Poster
 from answers.run import Run
+from answers.streams import Streams
 from answers.websocket import CONNECTED_WITHIN_S, PONG_TIMEOUT_S, SENT_WITHIN_S, FrameSocket, Tls
 
 # The existing service drops frames for ids that it has not registered yet; it was seen to register up to 77 ms late.
@@ -42,6 +43,8 @@ class Delivery(Protocol):
 
     def chunk(self, data: bytes) -> None: ...
     def whole(self, data: bytes) -> None: ...
+    @property
+    def carrier(self) -> Streams | None: ...
 
     def fail(self, error: dict[str, Any]) -> None:
         """What `finish` delivers is this error, or ends with it."""
@@ -76,6 +79,10 @@ class WholeDelivery:
 
     def whole(self, data: bytes) -> None:
         self._data = data
+
+    @property
+    def carrier(self) -> None:
+        return None
 
     def fail(self, error: dict[str, Any]) -> None:
         self._data = msgspec.json.encode({"error": error})
@@ -124,6 +131,11 @@ class StreamDelivery:
 
     def whole(self, data: bytes) -> None:
         raise AssertionError("a stream has no whole answer")
+
+    @property
+    def carrier(self) -> None:
+        """A requester's service that reads slowly would keep all others waiting."""
+        return None
 
     def fail(self, error: dict[str, Any]) -> None:
         """The last frame will carry the error."""

@@ -13,6 +13,7 @@ from websockets.frames import Opcode
 
 from answers.endpoint import AnotherAnswers, NotDelivered, NoWebSocket, RequesterGone, websocket_url
 from answers.run import Run
+from answers.streams import Streams
 from answers.websocket import FrameSocket, Tls
 
 UNREACHABLE_FOR_S = 1.0  # so that not each of a hundred requests waits for the same gateway
@@ -46,6 +47,11 @@ class Talk:
     @property
     def is_lost(self) -> bool:
         return not self._link.is_open
+
+    @property
+    def streams(self) -> Streams:
+        """Those of this link."""
+        return self._link.streams
 
     def send(self, frame: bytes) -> None:
         """Raises OSError when the link is lost."""
@@ -91,6 +97,7 @@ class Link:
         self._talks: dict[str, Talk] = {}
         self._lock = threading.Lock()
         self._socket = FrameSocket(url, tls)
+        self.streams = Streams(self._flush)
         threading.Thread(target=self._read, name="link", daemon=True).start()
 
     def begin(self, run: Run, attempt: int, *, insists: bool) -> Talk:
@@ -107,12 +114,23 @@ class Link:
 
     def send(self, frame: bytes) -> None:
         """Raises OSError, and the link is lost for everybody: half a frame may be out."""
+        send = self._socket.put if self.streams.is_turning() else self._socket.send
         try:
-            self._socket.send(frame)
+            send(frame)
         except OSError:
-            self.is_open = False
-            self._socket.shut()
+            self._give_up()
             raise
+
+    def _flush(self) -> None:
+        """What all streams had to say in their turns goes out together. Where it fails, the reader tells them."""
+        try:
+            self._socket.flush()
+        except OSError:
+            self._give_up()
+
+    def _give_up(self) -> None:
+        self.is_open = False
+        self._socket.shut()
 
     def forget(self, talk: Talk) -> None:
         with self._lock:
@@ -158,6 +176,7 @@ class Link:
 
     def _lose(self) -> None:
         self.is_open = False
+        self.streams.close()
         self._socket.abandon()
         with self._lock:
             talks = list(self._talks.values())

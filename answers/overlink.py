@@ -11,6 +11,7 @@ from answers.address import Address
 from answers.endpoint import NotDelivered, NoWebSocket, RequesterGone, RequesterUnknown
 from answers.links import Links, Talk
 from answers.run import Run
+from answers.streams import Streams
 from answers.websocket import CONNECTED_WITHIN_S, SENT_WITHIN_S
 
 REPLY_WITHIN_S = 5.0
@@ -67,6 +68,10 @@ class LinkDelivery:
         self._whole = data
         self._last = self._last_head + data + b"}"
 
+    @property
+    def carrier(self) -> Streams | None:
+        return self._talk.streams if self._is_flowing and self._talk is not None else None
+
     def fail(self, error: dict[str, Any]) -> None:
         """The last frame, or the only one, will carry the error."""
         self.whole(msgspec.json.encode({"error": error}))
@@ -111,6 +116,9 @@ class LinkDelivery:
 
     def _open(self) -> None:
         """Until the gateway says go. Raises RequesterGone, AnotherAnswers, RequesterUnknown, NotDelivered."""
+        if not (self._address.stream or self._insists) and self._talk is not None and not self._talk.is_lost:
+            self._run.check()
+            return  # the receipt of a whole answer says as much
         give_up_at_s = time.monotonic() + BUSY_FOR_S
         while self._reply() == "busy":
             if time.monotonic() > give_up_at_s:

@@ -133,6 +133,11 @@ class Run:
             if handle is None or handle is self._handle:
                 self._close_handle()
 
+    def held(self) -> int | None:
+        """A descriptor of what it holds. It stays open, whoever closes theirs, until it is let go."""
+        with self.changed:
+            return None if self._handle is None else self._handle.fileno()
+
     def _close_handle(self) -> None:
         if self._handle is not None:
             self._handle.close()

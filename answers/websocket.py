@@ -85,15 +85,18 @@ class FrameSocket:
     def send(self, text: bytes) -> None:
         """One text frame, out before this returns. Raises OSError when the other side is gone or takes nothing."""
         with self._lock:
-            if self._protocol.state is not State.OPEN:
-                raise ConnectionResetError("the other side closed the WebSocket")
-            self._protocol.send_text(text)
-            try:
-                self._write()
-            except OSError:
-                # Reset it when it is closed: megabytes that nobody reads would stay with the kernel for minutes.
-                self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-                raise
+            self._put(text)
+            self._send_put()
+
+    def put(self, text: bytes) -> None:
+        """One text frame that goes out with the next `flush` or `send`, behind those before it. Raises OSError as `send`."""
+        with self._lock:
+            self._put(text)
+
+    def flush(self) -> None:
+        """Raises OSError as `send`."""
+        with self._lock:
+            self._send_put()
 
     def confirm(self) -> None:
         """A ping, and its pong: every frame before it was taken. Raises OSError (TimeoutError after 2 s)."""
@@ -189,6 +192,19 @@ class FrameSocket:
 
     # with the lock held
 
+    def _put(self, text: bytes) -> None:
+        if self._protocol.state is not State.OPEN:
+            raise ConnectionResetError("the other side closed the WebSocket")
+        self._protocol.send_text(text)
+
+    def _send_put(self) -> None:
+        try:
+            self._write()
+        except OSError:
+            # Reset it when it is closed: megabytes that nobody reads would stay with the kernel for minutes.
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            raise
+
     def _ping(self) -> None:
         now_s = time.monotonic()
         payload = f"{time.monotonic_ns()}".encode()
@@ -201,10 +217,9 @@ class FrameSocket:
             self._socket.settimeout(timeout_s)
 
     def _write(self) -> None:
-        self._wait_at_most(WRITE_TIMEOUT_S)
-        for data in self._protocol.data_to_send():
-            if data:
-                self._socket.sendall(data)
+        if data := b"".join(self._protocol.data_to_send()):
+            self._wait_at_most(WRITE_TIMEOUT_S)
+            self._socket.sendall(data)
 
     def _read(self, deadline_s: float) -> list[Frame]:
         """Wait for bytes, answer what they ask. Raises OSError."""

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit, urlunsplit
 
-from answers.run import Run
+from answers.run import MARGIN_S, Run
 from backends import chunks
 from backends.base import Account, Call, Sink
 from backends.body import Body, Habits
@@ -93,17 +94,17 @@ class ApiBackend:
         kind = response.headers.get("content-type", "no content type").split(";")[0]
         return Failure("http", f"HTTP status {response.status} with {kind}", response.status, body, response.headers)
 
-    def _end_within(self, call: Call) -> _Patience:
+    def _end_within(self, call: Call) -> tuple[float, str]:
         """Who waits for a whole answer waits as long as the request has time; who sees a stream, as long as it goes on."""
         end_by_s = time.monotonic() + self._settings.generation_timeout_s
         if not call.stream and call.deadline_at_s - TOLD_WITHIN_S < end_by_s:
-            return _Patience(call.deadline_at_s - TOLD_WITHIN_S, "the time of its request was over")
-        return _Patience(end_by_s, f"it went on for {self._settings.generation_timeout_s:g} s, GENERATION_TIMEOUT_S")
+            return call.deadline_at_s - TOLD_WITHIN_S, "the time of its request was over"
+        return end_by_s, f"it went on for {self._settings.generation_timeout_s:g} s, GENERATION_TIMEOUT_S"
 
     def _relay(self, call: Call, body: Body, response: Response, sink: Sink, account: Account, answer_by_s: float) -> None:
         if response.is_event_stream:
-            relay = _StreamRelay(call, body, sink, account)
-            relay.run(response, answer_by_s, self._settings.read_timeout_s, self._end_within(call))
+            patience = _Patience(answer_by_s, self._settings.read_timeout_s, *self._end_within(call))
+            _StreamRelay(call, body, response, sink, account, patience).run()
         else:
             whole = response.read_all(answer_by_s, MAX_WHOLE_BYTES)
             relay_whole(whole, call, body, sink, account)
@@ -143,8 +144,10 @@ def relay_whole(whole: bytes, call: Call, body: Body, sink: Sink, account: Accou
 
 @dataclass(frozen=True)
 class _Patience:
-    """Until when (monotonic) an answer may go on, and what to say then."""
+    """Until when (monotonic) the first output may take, how long the next, until when all of it, and what to say then."""
 
+    first_by_s: float
+    read_timeout_s: float
     end_by_s: float
     words: str
 
@@ -157,42 +160,64 @@ class _Patience:
 class _StreamRelay:
     """The events of an upstream's stream, each passed on as it comes, to a requester of either kind."""
 
-    def __init__(self, call: Call, body: Body, sink: Sink, account: Account) -> None:
-        self._sink, self._account = sink, account
+    def __init__(self, call: Call, body: Body, response: Response, sink: Sink, account: Account, patience: _Patience) -> None:
+        self._run, self._response, self._sink, self._account = call.run, response, sink, account
+        self.due_s, self._patience = patience.first_by_s, patience
+        self._reader = EventReader()
+        self._is_over = False
         self._wants_usage = body.wants_usage
         self._assembler = None if call.stream else chunks.Assembler()
         self._seen: set[int | None] = set()  # choices by their index
         self._finished: set[int | None] = set()
         self._done = False  # [DONE] came
 
-    def run(self, response: Response, first_by_s: float, read_timeout_s: float, patience: _Patience) -> None:
-        """Raises UpstreamFailed, Garbled and what the sink raises. A comment is no progress: some send them for minutes."""
-        reader, deadline_s = EventReader(), first_by_s
-        while not self._done:
-            piece = self._next_piece(response, deadline_s)
-            events = self._events(reader, piece)
-            self._pass_on(events)
-            if not piece:
-                break
-            if events:
-                now_s, is_complete = time.monotonic(), self._is_complete()
-                if not is_complete:
-                    patience.check(now_s)
-                deadline_s = now_s + (DONE_WITHIN_S if is_complete else read_timeout_s)
-        self._end(response)
+    def run(self) -> None:
+        """Raises UpstreamFailed, Garbled and what the sink raises."""
+        while not self._is_over:
+            carrier = self._sink.carrier if self._response.can_be_carried else None
+            if carrier is not None and not carrier.is_closed:
+                carrier.carry(self)
+            else:
+                self._take(self._next_piece(self._response.read_some) or b"")
+        self._end(self._response)
 
-    def _next_piece(self, response: Response, deadline_s: float) -> bytes:
+    # of a Stream (answers/streams.py), from when its output flows
+
+    def fileno(self) -> int:
+        return self._response.fileno()
+
+    def turn(self) -> bool:
+        while (piece := self._next_piece(self._response.read_now)) is not None:
+            self._take(piece)
+            if self._is_over or not self._response.has_more:
+                break
+        self._run.by_s = self.due_s + MARGIN_S
+        return self._is_over
+
+    # either way
+
+    def _take(self, piece: bytes) -> None:
+        """A comment is no progress: some send them for minutes."""
+        events = self._events(piece)
+        self._pass_on(events)
+        if events and piece:
+            now_s, is_complete = time.monotonic(), self._is_complete()
+            if not is_complete:
+                self._patience.check(now_s)
+            self.due_s = now_s + (DONE_WITHIN_S if is_complete else self._patience.read_timeout_s)
+        self._is_over = self._done or not piece
+
+    def _next_piece(self, read: Callable[[float], bytes | None]) -> bytes | None:
         try:
-            return response.read_some(deadline_s)
+            return read(self.due_s)
         except UpstreamFailed:
             if self._is_complete():
                 return b""  # only [DONE] was missing, and some never send it
             raise
 
-    @staticmethod
-    def _events(reader: EventReader, piece: bytes) -> list[bytes]:
+    def _events(self, piece: bytes) -> list[bytes]:
         try:
-            return reader.feed(piece) if piece else reader.end()
+            return self._reader.feed(piece) if piece else self._reader.end()
         except EventTooLong as error:
             raise UpstreamFailed(Failure("garbled", str(error))) from None
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 from answers.run import Run
+from answers.streams import Streams
 
 
 class BackendUnusable(Exception):
@@ -88,6 +89,10 @@ class Sink(Protocol):
 
     def whole(self, data: bytes) -> None:
         """The completion."""
+
+    @property
+    def carrier(self) -> Streams | None:
+        """Who can have chunk() called from now on; None: the caller's own thread, as it may have to wait."""
 
 
 class Backend(Protocol):

@@ -13,6 +13,7 @@ from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.exceptions import ConnectTimeoutError, NameResolutionError, NewConnectionError
 
 from answers.run import Run
+from backends.answer import Answer
 
 CONNECT_TIMEOUT_S = 10.0  # where nobody says another
 _of_this_thread: ContextVar[Run | None] = ContextVar("_of_this_thread", default=None)
@@ -31,6 +32,7 @@ def used_by(run: Run) -> Iterator[None]:
 class _Held(HTTPConnection):
     """live_socket: http.client forgets its own as soon as a server announces `Connection: close`."""
 
+    response_class = Answer
     live_socket: socket.socket | None = None
     _run: Run | None = None
     _hold: socket.socket | None = None
@@ -38,6 +40,7 @@ class _Held(HTTPConnection):
     def request(self, *arguments: Any, **named: Any) -> None:
         if self.sock is not None:  # kept from another request; else `_new_conn` is still to come
             self._note(self.sock)
+            self.sock.settimeout(self.timeout)  # it has the one of that request's last read
         super().request(*arguments, **named)
 
     def connect(self) -> None:

@@ -34,6 +34,11 @@ class Overheard:
         self._whole = data
         self._sink.whole(data)
 
+    @property
+    def carrier(self) -> None:
+        """To hear it is work for a thread of its own."""
+        return None
+
     def asked(self, body: bytes) -> None:
         logger.debug("request {} asks: {}", self._request_id, body_text(body, self._secrets))
 

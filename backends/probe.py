@@ -26,6 +26,10 @@ class _Nobody:
     def whole(self, data: bytes) -> None:
         return
 
+    @property
+    def carrier(self) -> None:
+        return None
+
 
 def probe(backend: Backend, settings: Settings, run: Run, asks: bool) -> Probed:
     """Never raises. A request that is refused as such found an upstream that serves this node."""

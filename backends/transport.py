@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import socket
 import ssl
 import time
@@ -20,12 +21,13 @@ from urllib3.exceptions import (
 )
 
 from answers.run import MARGIN_S, Run
+from backends.answer import READ_BYTES, Answer
 from backends.base import BackendUnusable
 from backends.connection import PlainConnection, TlsConnection, used_by
 from errors import Failure, Kind
 
-READ_BYTES = 64 << 10
 MAX_ERROR_BODY_BYTES = 64 << 10
+_FAILURES = (HTTPError, http.client.HTTPException, OSError, ValueError)
 
 
 class UpstreamFailed(Exception):
@@ -104,9 +106,11 @@ class Response:
         self._raw, self._run = raw, run
         self._socket: socket.socket | None = getattr(raw.connection, "live_socket", None)
         self._set_s: float | None = None
-        self._complete = False
+        self._complete = self._has_been_read = False
         self.status = raw.status
         self.headers = {name.lower(): value for name, value in raw.headers.items()}
+        # urllib3 unpacks what is packed, though it was asked not to be; else its steps between are not worth their time.
+        self._answer: Answer | None = None if "content-encoding" in self.headers else getattr(raw, "_original_response", None)
 
     @property
     def is_event_stream(self) -> bool:
@@ -121,14 +125,55 @@ class Response:
         self._run.by_s = deadline_at_s + MARGIN_S
         try:
             self._wait_at_most(left_s)
-            piece: bytes = self._raw.read1(READ_BYTES)
-        except (HTTPError, OSError, ValueError) as error:
+            piece: bytes = self._answer.read1() if self._answer is not None else self._raw.read1(READ_BYTES)
+        except _FAILURES as error:
             self._run.check()
             raise UpstreamFailed(_failure(error)) from None
         if not piece:
             self._run.check()  # an end that was made here looks like one that the upstream made
         self._complete = not piece
+        self._has_been_read = True
         return piece
+
+    @property
+    def can_be_carried(self) -> bool:
+        """Whether `read_now` may follow: not before a `read_some`, which takes what http.client has in its buffer."""
+        return self._has_been_read and self._answer is not None and self._answer.fp is not None and self._run.held() is not None
+
+    def fileno(self) -> int:
+        """The run's: http.client closes its own with the last byte of a connection that is to be closed then."""
+        held = self._run.held()
+        assert held is not None, "it was let go in the middle"
+        return held
+
+    @property
+    def has_more(self) -> bool:
+        """TLS holds some that the socket does not show any more."""
+        return isinstance(self._socket, ssl.SSLSocket) and self._socket.pending() > 0
+
+    def read_now(self, deadline_at_s: float) -> bytes | None:
+        """As `read_some`, without waiting: None where nothing has come."""
+        assert self._answer is not None and self._socket is not None
+        try:
+            while self._answer.fp is not None:
+                if piece := self._answer.take(self._received_now(self._socket)):
+                    return piece
+        except (BlockingIOError, ssl.SSLWantReadError):
+            if time.monotonic() > deadline_at_s:
+                raise UpstreamFailed(Failure("timeout", "no output in time")) from None
+            return None
+        except _FAILURES as error:
+            self._run.check()
+            raise UpstreamFailed(_failure(error)) from None
+        self._run.check()
+        self._complete = True
+        return b""
+
+    def _received_now(self, connection: socket.socket) -> bytes:
+        if self._set_s != 0.0:
+            self._set_s = 0.0
+            connection.settimeout(0.0)
+        return connection.recv(READ_BYTES)
 
     def _wait_at_most(self, left_s: float) -> None:
         """Set the socket's time-out where it is not about right already: it is a system call, for each chunk otherwise."""
@@ -159,7 +204,7 @@ class Response:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._run.let_go()
-        if self._complete:
+        if self._complete and not (self._answer is not None and self._answer.overran):
             self._raw.release_conn()
         else:
             self._raw.close()
@@ -183,7 +228,7 @@ def _kind(error: BaseException) -> Kind:
         ((SSLError, ssl.SSLError), "tls"),
         ((NewConnectionError, ConnectionRefusedError), "refused"),  # before the next: urllib3 makes it a kind of time-out
         ((ConnectTimeoutError, ReadTimeoutError, TimeoutError), "timeout"),
-        ((ProtocolError, OSError), "reset"),
+        ((ProtocolError, http.client.HTTPException, OSError), "reset"),
     ]
     for classes, kind in kinds:
         if isinstance(error, classes):

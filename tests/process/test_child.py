@@ -26,7 +26,8 @@ def requester() -> Iterator[Requester]:
 @pytest.fixture(scope="module")
 def child(_shared_upstream: Upstream) -> Iterator[Backends]:
     """Impatient: half a second for the first output, and between two pieces."""
-    with Backends(settings(_shared_upstream.url, FIRST_TOKEN_TIMEOUT_S="500ms", READ_TIMEOUT_S="500ms", API_KEY=KEY)) as child:
+    given = settings(_shared_upstream.url, FIRST_TOKEN_TIMEOUT_S="500ms", READ_TIMEOUT_S="500ms", API_KEY=KEY)
+    with Backends(given, lease_s=120.0) as child:  # nobody renews it while a test has a child of its own
         yield child
 
 
