@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hmac
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 from loguru import logger
 
@@ -71,8 +71,7 @@ class Connection(asyncio.Protocol):
     # ---- the transport's calls ----
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = transport = cast(asyncio.Transport, transport)  # uvloop's is one in all but name
         peer, host = transport.get_extra_info("peername"), transport.get_extra_info("sockname")
         self.address = f"/{peer[0]}:{peer[1]}" if peer else ""
         self._service_url = f"pulsar://[{host[0]}]:{host[1]}" if ":" in host[0] else f"pulsar://{host[0]}:{host[1]}"

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
 
+import uvloop
 from loguru import logger
 
 from broker.admin import MAX_HEAD_BYTES, Admin
@@ -41,7 +42,7 @@ def serve(options: Options, ready: Callable[[], None], stop: threading.Event) ->
         try:
             listener = listeners.enter_context(_bind(options.host, options.port))
             admin_listener = listeners.enter_context(_bind(options.host, options.admin_port))
-            asyncio.run(_serve(options, listener, admin_listener, ready, stop))
+            uvloop.run(_serve(options, listener, admin_listener, ready, stop))
         except (CannotListen, StorageUnusable) as why:
             logger.error("{}", why)
             return os.EX_CONFIG

@@ -1,6 +1,9 @@
-"""Pings on nodes' sockets: a node that is lost without a word, as with its machine, is found out."""
+"""Nodes' sockets: pings find out who is lost without a word, as with its machine; a link's frames take the short way."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
 
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
@@ -12,9 +15,33 @@ _OUR_DELAY_S = 0.1
 
 
 class NodeSocket(WebSocketsSansIOProtocol):
-    """uvicorn's WebSocket, with pings of their own on links: other nodes' sockets keep the server's 20 s."""
+    """uvicorn's WebSocket, with pings of their own on links: other nodes' sockets keep the server's 20 s.
 
+    take: of a link, told each text frame as it comes. The server's own way, by a queue and with reading paused for each
+    frame, is made for applications that may wait; `app_state["socket"]` is how a link finds this one."""
+
+    take: Callable[[bytes], None] | None = None
     _heard_at_s = 0.0
+
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        super().__init__(*arguments, **named)
+        self.app_state: dict[str, object] = {**self.app_state, "socket": self}
+
+    def send_receive_event_to_app(self) -> None:
+        text = b"".join(self.frames)
+        if self.take is None or self.close_sent or self.curr_msg_data_type != "text" or not _is_utf8(text):
+            super().send_receive_event_to_app()
+        else:
+            self.frames = []
+            self.take(text)
+
+    def say(self, text: bytes) -> bool:
+        """One text frame. False where it would have to wait, or the socket is closed."""
+        if not self.writable.is_set() or self.close_sent or self.disconnected or self.transport.is_closing():
+            return False
+        self.conn.send_text(text)
+        self.transport.write(b"".join(self.conn.data_to_send()))
+        return True
 
     def start_keepalive(self) -> None:
         if self.scope["path"].endswith(links.PATH):
@@ -35,3 +62,10 @@ class NodeSocket(WebSocketsSansIOProtocol):
             return
         super().keepalive_timeout()
         self.transport.abort()  # closing would wait for what the node does not read
+
+
+def _is_utf8(text: bytes) -> bool:
+    try:
+        return text.isascii() or bool(text.decode())
+    except UnicodeDecodeError:
+        return False

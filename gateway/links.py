@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Callable
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import msgspec
 from loguru import logger
@@ -18,6 +18,9 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 from gateway.nodes import Answer, read_frame, read_texts, whole_for
 from gateway.pending import Frame, Pending, Waiter
 from gateway.problem import bad_answer, node_lost
+
+if TYPE_CHECKING:
+    from gateway.keepalive import NodeSocket
 
 PATH = "/res/link"
 MAX_UNREAD_FRAMES = 10_000
@@ -44,22 +47,25 @@ _encoder = msgspec.json.Encoder()
 async def serve_link(websocket: WebSocket, pending: Pending) -> None:
     """Serves one node's link to its end, which takes what it had begun along."""
     await websocket.accept()
-    link = NodeLink(pending, websocket.scope["state"]["transport"].abort)
+    socket: NodeSocket = websocket.scope["state"]["socket"]
+    link = NodeLink(pending, websocket.scope["state"]["transport"].abort, socket.say)
+    socket.take = link.take
     pending.links.add(link)
     writer = asyncio.create_task(link.write_to(websocket))
     try:
-        await read_texts(websocket, link.take)
+        await read_texts(websocket, lambda text: link.take(text.encode()))  # to its end; frames take the short way
     finally:
         writer.cancel()
         pending.release(link, node_lost().frame())
 
 
 class NodeLink:
-    """One node's link. abort: closes its connection without waiting for what is unsent."""
+    """One node's link. abort: closes its connection without waiting for what is unsent; say: sends one frame if that can be
+    done at once."""
 
-    def __init__(self, pending: Pending, abort: Callable[[], None]) -> None:
-        self._pending, self._abort = pending, abort
-        self._unsent: asyncio.Queue[str] = asyncio.Queue()
+    def __init__(self, pending: Pending, abort: Callable[[], None], say: Callable[[bytes], bool]) -> None:
+        self._pending, self._abort, self._say = pending, abort, say
+        self._unsent: asyncio.Queue[bytes] = asyncio.Queue()
         self._sending = self._aborted = self._ignored = False
 
     async def write_to(self, websocket: WebSocket) -> None:
@@ -67,10 +73,10 @@ class NodeLink:
             while True:
                 text = await self._unsent.get()
                 self._sending = True  # for longer than an instant only where the node does not read
-                await websocket.send_text(text)
+                await websocket.send_text(text.decode())
                 self._sending = False
 
-    def take(self, text: str) -> None:
+    def take(self, text: bytes) -> None:
         """One frame from the node. Never waits, and never raises for what a node may send."""
         try:
             frame = _decoder.decode(text)
@@ -100,10 +106,13 @@ class NodeLink:
         self._tell(_ToNode("busy", request_id, attempt))
 
     def _tell(self, reply: _ToNode) -> None:
+        text = _encoder.encode(reply)
+        if not self._sending and self._unsent.empty() and self._say(text):
+            return
         if self._sending and self._unsent.qsize() >= MAX_UNREAD_FRAMES:
             self._give_up()
         else:  # any number at once, as when a proxy takes all its requesters along, is no fault of the node
-            self._unsent.put_nowait(_encoder.encode(reply).decode())
+            self._unsent.put_nowait(text)
 
     def _give_up(self) -> None:
         if not self._aborted:

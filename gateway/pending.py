@@ -53,7 +53,7 @@ class Waiter:
         self._drop = drop
         self._limit_bytes = limit_bytes
         self._frames: list[Frame] = []
-        self._arrived = asyncio.Event()
+        self._awaited: asyncio.Future[None] | None = None
 
     def put(self, frame: Frame) -> bool:
         """False, and the requester is dropped, where its buffer is full. One frame alone may be of any size."""
@@ -64,25 +64,41 @@ class Waiter:
         self.has_output = True
         self._frames.append(frame)
         self.buffered_bytes += frame.size_bytes
-        self._arrived.set()
+        self._wake()
         return True
 
     def leave(self) -> None:
         """The requester has gone: free what is buffered, and wake who takes."""
         self.gone = True
         self._frames, self.buffered_bytes = [], 0
-        self._arrived.set()
+        self._wake()
 
     async def take(self, timeout_s: float) -> list[Frame]:
         """All that has come, at least one frame. Raises TimeoutError, RequesterGone."""
-        async with asyncio.timeout(timeout_s):
-            await self._arrived.wait()
+        if not self._frames and not self.gone:
+            await self._wait(timeout_s)
         if self.gone:
             raise RequesterGone
         frames, self._frames = self._frames, []
         self.buffered_bytes = 0
-        self._arrived.clear()
         return frames
+
+    async def _wait(self, timeout_s: float) -> None:
+        """As asyncio.timeout around an Event, at a third of the cost: this is done for each token."""
+        loop = asyncio.get_running_loop()
+        awaited = self._awaited = loop.create_future()
+        timer = loop.call_later(timeout_s, self._wake)
+        try:
+            await awaited
+        finally:
+            timer.cancel()
+            self._awaited = None
+        if not self._frames and not self.gone:
+            raise TimeoutError
+
+    def _wake(self) -> None:
+        if self._awaited is not None and not self._awaited.done():
+            self._awaited.set_result(None)
 
 
 class Pending:

@@ -13,6 +13,7 @@ from asyncio.transports import BaseTransport
 from collections.abc import Callable, Iterator
 
 import uvicorn
+import uvloop
 from loguru import logger
 from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
@@ -51,7 +52,7 @@ def serve(settings: Settings, ready: Callable[[], None], stop: threading.Event, 
         return os.EX_CONFIG
     _log_server_errors()
     with listener:
-        asyncio.run(_serve(settings, own_model, listener, ready, stop))
+        uvloop.run(_serve(settings, own_model, listener, ready, stop))
     return os.EX_OK
 
 

@@ -404,7 +404,7 @@ def test_a_node_that_reads_may_be_told_any_number_at_once() -> None:
             sent.append(text)
 
     async def run() -> None:
-        link = links.NodeLink(Pending(), lambda: pytest.fail("the link is closed"))
+        link = links.NodeLink(Pending(), lambda: pytest.fail("the link is closed"), lambda text: False)
         writer = asyncio.create_task(link.write_to(Node()))  # type: ignore[arg-type]
         await asyncio.sleep(0)
         for number in range(links.MAX_UNREAD_FRAMES * 2):
