@@ -148,6 +148,16 @@ def _folder(value: str) -> str:
     return str(path)
 
 
+def _endpoints(value: str) -> str:
+    from answers.allowed import Allowed  # here, as only few name any
+
+    try:
+        Allowed(value)
+    except ValueError as mistake:
+        raise ValueError(f"should list hosts, *.suffixes or networks, each with a :port or none: {str(mistake)[:100]!r} is none") from None
+    return value
+
+
 def variable(
     default: Any, parse: Callable[[str], Any], help_text: str, *, name: str | None = None, shown_default: str | None = None,
     secret: bool = False,
@@ -273,6 +283,10 @@ class Settings:
     )
     recheck_s: float = variable(
         60.0, _seconds, "how soon an upstream that serves this node no more is looked at again; up to ten times as long later"
+    )
+    allowed_endpoints: str = variable(
+        "", _endpoints, "where a node may answer to, as requests name it themselves: hosts, *.suffixes and networks, each with a :port or none, like *.svc.cluster.local, 10.0.0.0/8:8081",
+        shown_default="anywhere but link-local, metadata, multicast and unspecified addresses",
     )
     ca_bundle: str = variable("", _readable_file, "certificates to trust instead of the system's (PEM)")
 

@@ -9,6 +9,8 @@ from typing import Any, Protocol
 import msgspec
 
 from answers.address import Address
+from answers.allowed import Allowed
+from answers.dial import Dialer
 from answers.endpoint import NotDelivered, NoWebSocket, RequesterGone
 from answers.links import Links
 from answers.overlink import LinkDelivery
@@ -16,7 +18,7 @@ from answers.pool import SocketPool
 from answers.post import EARLY_GRACE_S, TAKEN_WITHIN_S, Poster
 from answers.run import Run
 from answers.streams import Streams
-from answers.websocket import CONNECTED_WITHIN_S, PONG_TIMEOUT_S, SENT_WITHIN_S, FrameSocket, Tls
+from answers.websocket import CONNECTED_WITHIN_S, PONG_TIMEOUT_S, SENT_WITHIN_S, FrameSocket
 
 # The existing service drops frames for ids that it has not registered yet; it was seen to register up to 77 ms late.
 FIRST_FRAME_AFTER_S = 0.1
@@ -31,11 +33,14 @@ def _nobody_is_cancelled(request_id: str) -> None:
 class Couriers:
     """A child's connections to requesters' services. `cancelled`: told by links which ids nobody waits for any more."""
 
-    def __init__(self, threads: int, ca_bundle: str | None, cancelled: Callable[[str], None] = _nobody_is_cancelled) -> None:
-        tls = Tls(ca_bundle)
-        self.poster = Poster(threads, ca_bundle)
-        self.sockets = SocketPool(tls)
-        self.links = Links(tls, cancelled)
+    def __init__(
+        self, threads: int, ca_bundle: str | None, cancelled: Callable[[str], None] = _nobody_is_cancelled,
+        allowed: Allowed | None = None,
+    ) -> None:
+        self.dialer = Dialer(ca_bundle, allowed)
+        self.poster = Poster(threads, self.dialer)
+        self.sockets = SocketPool(self.dialer)
+        self.links = Links(self.dialer, cancelled)
 
 
 class Delivery(Protocol):
@@ -218,7 +223,7 @@ class StreamDelivery:
 
 def delivery(address: Address, couriers: Couriers, run: Run, *, insists: bool = False) -> Delivery:
     """Over the link where one is offered and there, which it is asked for at once; else to the endpoint.
-    insists: it is a refusal, which `busy` need not end."""
+    insists: it is a refusal, which `busy` need not end. Raises NotAllowed."""
     if address.link:
         way = LinkDelivery(address, couriers.links, run, insists=insists)
         try:
@@ -226,4 +231,5 @@ def delivery(address: Address, couriers: Couriers, run: Run, *, insists: bool = 
             return way
         except NoWebSocket:
             pass
+    couriers.dialer.check(address.endpoint)
     return StreamDelivery(address, couriers, run) if address.stream else WholeDelivery(address, couriers, run)

@@ -23,6 +23,10 @@ class NoWebSocketEver(NoWebSocket, Refused):
     """What answers there is no WebSocket, and says so for good."""
 
 
+class NotAllowed(NoWebSocketEver):
+    """ALLOWED_ENDPOINTS does not let this node answer there, in whatever way."""
+
+
 class RequesterGone(Exception):
     """The requester left; nobody is there to be told."""
 

@@ -11,10 +11,11 @@ import msgspec
 from loguru import logger
 from websockets.frames import Opcode
 
+from answers.dial import Dialer
 from answers.endpoint import AnotherAnswers, NotDelivered, NoWebSocket, RequesterGone, websocket_url
 from answers.run import Run
 from answers.streams import Streams
-from answers.websocket import FrameSocket, Tls
+from answers.websocket import FrameSocket
 
 UNREACHABLE_FOR_S = 1.0  # so that not each of a hundred requests waits for the same gateway
 NOT_OFFERED_FOR_S = 60.0
@@ -90,13 +91,13 @@ class Talk:
 class Link:
     """One open link. Any thread sends; a thread of its own reads."""
 
-    def __init__(self, url: str, tls: Tls, cancelled: Callable[[str], None]) -> None:
+    def __init__(self, url: str, dialer: Dialer, cancelled: Callable[[str], None]) -> None:
         """Connects. Raises NoWebSocket, NotDelivered."""
         self.is_open = True
         self._cancelled = cancelled
         self._talks: dict[str, Talk] = {}
         self._lock = threading.Lock()
-        self._socket = FrameSocket(url, tls)
+        self._socket = FrameSocket(url, dialer)
         self.streams = Streams(self._flush)
         threading.Thread(target=self._read, name="link", daemon=True).start()
 
@@ -201,8 +202,8 @@ class _Place:
 class Links:
     """A child's links by address. `cancelled` is told the ids that nobody waits for any more."""
 
-    def __init__(self, tls: Tls, cancelled: Callable[[str], None]) -> None:
-        self._tls, self._cancelled = tls, cancelled
+    def __init__(self, dialer: Dialer, cancelled: Callable[[str], None]) -> None:
+        self._dialer, self._cancelled = dialer, cancelled
         self._places: dict[str, _Place] = {}
         self._lock = threading.Lock()
 
@@ -219,7 +220,7 @@ class Links:
 
     def _connected(self, address: str, place: _Place) -> Link:
         try:
-            return Link(websocket_url(address), self._tls, self._cancelled)
+            return Link(websocket_url(address), self._dialer, self._cancelled)
         except ValueError as error:  # no address at all
             place.why, passing_s = NoWebSocket(f"{address!r}: {error}"), NOT_OFFERED_FOR_S
         except NotDelivered as error:

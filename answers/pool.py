@@ -7,8 +7,9 @@ import time
 from collections import defaultdict
 from collections.abc import Callable
 
+from answers.dial import Dialer
 from answers.endpoint import NotDelivered, websocket_url
-from answers.websocket import FrameSocket, Tls
+from answers.websocket import FrameSocket
 
 IDLE_KEPT_S = 10.0  # below the 20 s after which common servers give up on a silent client
 LOOK_EACH_S = 1.0  # below those 20 s too, within which their pings want a pong
@@ -22,8 +23,8 @@ def _tell_nobody(why: str) -> None:
 class SocketPool:
     """Rested sockets by endpoint, and a thread that looks after all. Thread-safe."""
 
-    def __init__(self, tls: Tls) -> None:
-        self._tls = tls
+    def __init__(self, dialer: Dialer) -> None:
+        self._dialer = dialer
         self._idle: dict[str, list[FrameSocket]] = defaultdict(list)
         self._lent: dict[FrameSocket, Callable[[str], None]] = {}
         self._lock = threading.Lock()
@@ -36,7 +37,7 @@ class SocketPool:
             url = websocket_url(endpoint)
         except ValueError as error:
             raise NotDelivered(f"{endpoint!r}: {error}") from None
-        found = self._rested(url) or FrameSocket(url, self._tls)
+        found = self._rested(url) or FrameSocket(url, self._dialer)
         with self._lock:
             self._lent[found] = gone
             if not self._is_looked_after:

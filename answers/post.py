@@ -6,15 +6,16 @@ import http.client
 import io
 import socket
 import time
+from functools import partial
 from typing import Any
 
 import urllib3
 from urllib3.connection import HTTPConnection, HTTPSConnection
-from urllib3.exceptions import HTTPError
+from urllib3.exceptions import HTTPError, NewConnectionError
 
+from answers.dial import CONNECT_TIMEOUT_S, Dialer
 from answers.endpoint import NotDelivered, Refused, RequesterUnknown, http_url, is_final
 
-CONNECT_TIMEOUT_S = 5.0
 TAKEN_WITHIN_S = 10.0  # the whole POST, from its connection to the end of what the endpoint says
 EARLY_GRACE_S = 1.0  # the requester's service registers an id only after its publish was confirmed
 MAX_BODY_BYTES = 64 << 10
@@ -56,9 +57,19 @@ class _Answer(http.client.HTTPResponse):
 class _PlainConnection(HTTPConnection):
     response_class = _Answer
 
+    def __init__(self, *arguments: Any, dialer: Dialer, **named: Any) -> None:
+        super().__init__(*arguments, **named)
+        self._dialer = dialer
 
-class _TlsConnection(HTTPSConnection):
-    response_class = _Answer
+    def _new_conn(self) -> socket.socket:
+        try:
+            return self._dialer.connect(self._dns_host, self.port or self.default_port)
+        except OSError as error:
+            raise NewConnectionError(self, str(error)) from error
+
+
+class _TlsConnection(_PlainConnection, HTTPSConnection):
+    """As above, under HTTPS."""
 
 
 class _PlainPool(urllib3.HTTPConnectionPool):
@@ -72,15 +83,16 @@ class _TlsPool(urllib3.HTTPSConnectionPool):
 class Poster:
     """Shared by a child's threads; `threads` is how many may post to one endpoint at once over kept connections."""
 
-    def __init__(self, threads: int, ca_bundle: str | None) -> None:
+    def __init__(self, threads: int, dialer: Dialer) -> None:
         self._pools = urllib3.PoolManager(
-            num_pools=64, maxsize=threads, block=False, retries=False, ca_certs=ca_bundle,
+            num_pools=64, maxsize=threads, block=False, retries=False, ca_certs=dialer.ca_bundle,
         )
-        self._pools.pool_classes_by_scheme = {"http": _PlainPool, "https": _TlsPool}
+        classes: Any = {"http": partial(_PlainPool, dialer=dialer), "https": partial(_TlsPool, dialer=dialer)}
+        self._pools.pool_classes_by_scheme = classes
 
     def post(self, endpoint: str, body: bytes, *, early_until_s: float) -> None:
         """Returns when the answer was taken. `early_until_s`: monotonic; until then a 404 may mean that the request
-        is not registered yet. Raises RequesterUnknown, Refused, NotDelivered."""
+        is not registered yet. Raises RequesterUnknown, Refused (NotAllowed too), NotDelivered."""
         pause_s = _FIRST_PAUSE_S
         while (status := self._post_once(endpoint, body)) == 404:
             if time.monotonic() + pause_s > early_until_s:

@@ -9,13 +9,11 @@ from __future__ import annotations
 import contextlib
 import select
 import socket
-import ssl
 import struct
 import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from functools import cached_property
 
 from websockets.client import ClientProtocol
 from websockets.exceptions import InvalidStatus, InvalidURI, WebSocketException
@@ -23,9 +21,9 @@ from websockets.frames import Frame, Opcode
 from websockets.protocol import State
 from websockets.uri import WebSocketURI, parse_uri
 
+from answers.dial import CONNECT_TIMEOUT_S, Dialer
 from answers.endpoint import NotDelivered, NoWebSocket, NoWebSocketEver, is_final
 
-CONNECT_TIMEOUT_S = 5.0
 WRITE_TIMEOUT_S = 5.0
 PONG_TIMEOUT_S = 2.0
 CONNECTED_WITHIN_S = 4 * CONNECT_TIMEOUT_S  # two addresses, TLS, and the handshake
@@ -34,24 +32,10 @@ PING_EACH_S = 2.0
 _READ_BYTES = 64 << 10
 
 
-class Tls:
-    """Made when first needed: reading the certificates takes longer than all else in a child's start."""
-
-    def __init__(self, ca_bundle: str | None) -> None:
-        self._ca_bundle = ca_bundle
-
-    @cached_property
-    def _context(self) -> ssl.SSLContext:
-        return ssl.create_default_context(cafile=self._ca_bundle)
-
-    def __call__(self) -> ssl.SSLContext:
-        return self._context
-
-
 class FrameSocket:
     """One open WebSocket: its owner sends; another thread may `look`, `ask` or `receive` meanwhile."""
 
-    def __init__(self, url: str, tls: Callable[[], ssl.SSLContext]) -> None:
+    def __init__(self, url: str, dialer: Dialer) -> None:
         """Connects. Raises NoWebSocket, NotDelivered."""
         self.idle_since_s = 0.0
         self._lock = threading.Lock()
@@ -61,7 +45,7 @@ class FrameSocket:
         uri = _parsed(url)
         self._protocol = ClientProtocol(uri)
         try:
-            self._socket = _connect(uri, tls)
+            self._socket = _connect(uri, dialer)
         except (OSError, ValueError) as error:  # ValueError: a host that cannot be a name
             raise NotDelivered(f"{url}: {error}") from None
         try:
@@ -259,12 +243,11 @@ def _no_websocket(why: Exception | None) -> type[NotDelivered]:
     return NoWebSocketEver if is_final(why.response.status_code) else NoWebSocket
 
 
-def _connect(uri: WebSocketURI, tls: Callable[[], ssl.SSLContext]) -> socket.socket:
-    """Raises OSError."""
-    plain = socket.create_connection((uri.host, uri.port), CONNECT_TIMEOUT_S)
+def _connect(uri: WebSocketURI, dialer: Dialer) -> socket.socket:
+    """Raises NotAllowed, OSError."""
+    plain = dialer.connect(uri.host, uri.port)
     try:
-        plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        return tls().wrap_socket(plain, server_hostname=uri.host) if uri.secure else plain
+        return dialer.tls.wrap_socket(plain, server_hostname=uri.host) if uri.secure else plain
     except OSError:
         plain.close()
         raise

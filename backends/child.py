@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from loguru import logger
 
+from answers.allowed import Allowed
 from answers.delivery import Couriers
 from answers.endpoint import NodeStopped
 from answers.run import Run
@@ -58,7 +59,7 @@ class Child:
     def __init__(self, settings: Settings, backend: Backend, threads: int, channel: ChildEnd, lease_s: float) -> None:
         self._settings, self._backend, self._channel, self._lease_s = settings, backend, channel, lease_s
         self._aboard = Aboard()
-        couriers = Couriers(threads, settings.ca_bundle or None, self._aboard.cancel)
+        couriers = Couriers(threads, settings.ca_bundle or None, self._aboard.cancel, Allowed(settings.allowed_endpoints))
         self._worker = Worker(settings, backend, couriers, channel.send, LateDeliveries(), self._aboard)
         self._tasks = ThreadPoolExecutor(threads, thread_name_prefix="task")
         self._refusals = ThreadPoolExecutor(REFUSALS_AT_ONCE, thread_name_prefix="refusal")  # never behind the tasks

@@ -58,7 +58,7 @@ class LateDeliveries:
             crowded = self._bytes + late.size_bytes > MAX_KEPT_BYTES
             self._bytes += 0 if crowded else late.size_bytes
         if crowded:
-            report(undeliverable(number, why, way))
+            report(undeliverable(number, why, way.answer))
             return
         self._put_back(late)
         self._start_thread()
@@ -103,7 +103,7 @@ class LateDeliveries:
         except NotDelivered as error:
             late.why = str(error)
             final = isinstance(error, Refused) or time.monotonic() >= late.deadline_at_s
-            return undeliverable(late.number, late.why, late.way) if final else None
+            return undeliverable(late.number, late.why, late.way.answer) if final else None
         except (RequesterGone, RequesterUnknown, AnotherAnswers) as error:
             return unwanted(late.number, error)
         except NodeStopped as error:
@@ -112,7 +112,7 @@ class LateDeliveries:
         except Exception as bug:  # a bug of ours must cost one delivery, not the thread that all others wait for
             logger.exception("a late delivery hit a bug of the node")
             late.why = f"{type(bug).__name__}: {bug}"
-            return undeliverable(late.number, late.why, late.way)
+            return undeliverable(late.number, late.why, late.way.answer)
         return Outcome(late.number, late.end, late.error)
 
 
@@ -129,7 +129,7 @@ def unwanted(number: int, why: RequesterGone | AnotherAnswers | RequesterUnknown
     return Outcome(number, end, error_object(f"{words}: {why}", "server_error", code))
 
 
-def undeliverable(number: int, why: str, way: Delivery) -> Outcome:
-    """The end of a request whose answer nobody takes; the answer is kept with it."""
+def undeliverable(number: int, why: str, answer: bytes = b"") -> Outcome:
+    """The end of a request whose answer nobody takes; the answer, where it was computed, is kept with it."""
     error = error_object(f"The answer could not be delivered: {why}", "server_error", "undeliverable")
-    return Outcome(number, "undeliverable", error, answer=way.answer)
+    return Outcome(number, "undeliverable", error, answer=answer)

@@ -10,7 +10,7 @@ from loguru import logger
 
 from answers.address import Address
 from answers.delivery import Couriers, Delivery, delivery
-from answers.endpoint import AnotherAnswers, NodeStopped, NotDelivered, Refused, RequesterGone, RequesterUnknown
+from answers.endpoint import AnotherAnswers, NodeStopped, NotAllowed, NotDelivered, Refused, RequesterGone, RequesterUnknown
 from answers.run import Run
 from backends.aboard import Aboard
 from backends.base import Account, Backend, Call, now_ms
@@ -73,6 +73,8 @@ class Worker:
         except (ChannelBroken, NodeStopped):
             self._leave_off(piece)
             return
+        except NotAllowed as why:
+            outcome = undeliverable(refusal.number, str(why))
         except Exception:  # as above
             logger.exception("the refusal of request {} hit a bug of the node", refusal.request_id)
             outcome = Outcome(refusal.number, "undeliverable", refusal.error)
@@ -96,6 +98,8 @@ class Worker:
         except (RequesterGone, AnotherAnswers) as why:
             piece.account.close()
             return unwanted(piece.run.number, why)
+        except NotAllowed as why:
+            return undeliverable(piece.run.number, str(why))
 
     def _answer(self, task: Task, piece: _Piece, way: Delivery) -> None:
         call = Call(task.data, task.stream, task.deadline_at_s, piece.run)
@@ -110,7 +114,7 @@ class Worker:
             overheard.say()
 
     def _way(self, piece: _Piece) -> Delivery:
-        """Raises RequesterGone, AnotherAnswers, NodeStopped: not to be computed."""
+        """Raises RequesterGone, AnotherAnswers, NotAllowed, NodeStopped: not to be computed."""
         piece.run.check()
         piece.way = delivery(piece.address, self._couriers, piece.run)
         if self._aboard.was_cancelled(piece.run.request_id):
@@ -137,7 +141,7 @@ class Worker:
         except (RequesterGone, AnotherAnswers, RequesterUnknown) as why:
             return unwanted(number, why)
         except Refused as refused:
-            return undeliverable(number, str(refused), way)
+            return undeliverable(number, str(refused), way.answer)
         except NotDelivered as not_delivered:
             self._send(Computed(number))
             deadline_at_s = piece.address.deadline_at_s

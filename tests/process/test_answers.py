@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import socket
-import ssl
 import threading
 import time
 from collections.abc import Iterator
@@ -16,11 +15,12 @@ from answers import pool as pools
 from answers import websocket
 from answers.address import Address
 from answers.delivery import Couriers, StreamDelivery, WholeDelivery
+from answers.dial import Dialer
 from answers.endpoint import NotDelivered, Refused, RequesterGone, http_url, websocket_url
 from answers.pool import SocketPool
 from answers.post import Poster
 from answers.run import Run
-from answers.websocket import FrameSocket, Tls
+from answers.websocket import FrameSocket
 from backends import late
 from backends.late import LateDeliveries
 from ipc.messages import Outcome
@@ -35,7 +35,7 @@ def requester() -> Iterator[Requester]:
 
 
 def opened(requester: Requester) -> FrameSocket:
-    return FrameSocket(requester.websocket_url, ssl.create_default_context)
+    return FrameSocket(requester.websocket_url, Dialer())
 
 
 def address(requester: Requester, *, stream: bool, ttl_s: float = 60.0) -> Address:
@@ -101,7 +101,7 @@ def test_a_quiet_stream_answers_pings(requester: Requester, monkeypatch: pytest.
     """A model may think for longer than a server waits for its pong."""
     monkeypatch.setattr(pools, "LOOK_EACH_S", 0.05)
     requester.pings = True
-    pool = SocketPool(Tls(None))
+    pool = SocketPool(Dialer())
     lent = pool.borrow(requester.websocket_url)
     lent.send(FRAME)
     wait_until(lambda: requester.pongs_received == 1, within_s=5, what="pong")
@@ -111,7 +111,7 @@ def test_a_quiet_stream_answers_pings(requester: Requester, monkeypatch: pytest.
 
 
 def test_a_rested_socket_is_taken_again_unless_it_is_stale(requester: Requester, monkeypatch: pytest.MonkeyPatch) -> None:
-    pool = SocketPool(Tls(None))
+    pool = SocketPool(Dialer())
     first = pool.borrow(requester.websocket_url)
     pool.give_back(requester.websocket_url, first)
     assert pool.borrow(requester.http_url.replace("/res", "/res/ws")) is first
@@ -123,13 +123,13 @@ def test_a_rested_socket_is_taken_again_unless_it_is_stale(requester: Requester,
 def test_nobodys_sockets_are_closed(requester: Requester, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pools, "LOOK_EACH_S", 0.05)
     monkeypatch.setattr(pools, "IDLE_KEPT_S", 0.2)
-    pool = SocketPool(Tls(None))
+    pool = SocketPool(Dialer())
     pool.give_back(requester.websocket_url, pool.borrow(requester.websocket_url))
     wait_until(lambda: requester.sockets == 1 and requester.open_connections == 0, within_s=5, what="closed socket")
 
 
 def test_a_socket_that_was_closed_meanwhile_is_not_taken(requester: Requester) -> None:
-    pool = SocketPool(Tls(None))
+    pool = SocketPool(Dialer())
     first = pool.borrow(requester.websocket_url)
     pool.give_back(requester.websocket_url, first)
     requester.stop()
@@ -145,9 +145,9 @@ def test_a_socket_that_was_closed_meanwhile_is_not_taken(requester: Requester) -
 def test_no_websocket_there(requester: Requester) -> None:
     requester.hangs = True
     with pytest.raises(NotDelivered):
-        FrameSocket("ws://127.0.0.1:9/res/ws", ssl.create_default_context)
+        FrameSocket("ws://127.0.0.1:9/res/ws", Dialer())
     with pytest.raises(NotDelivered):
-        FrameSocket("not an address", ssl.create_default_context)
+        FrameSocket("not an address", Dialer())
 
 
 def test_addresses() -> None:
@@ -296,7 +296,7 @@ def test_an_answer_that_drips_has_a_deadline(monkeypatch: pytest.MonkeyPatch, pi
     monkeypatch.setattr("answers.post.TAKEN_WITHIN_S", 0.5)
     began_s = time.monotonic()
     with saying(*pieces) as (endpoint, _), pytest.raises(NotDelivered):
-        Poster(1, None).post(f"http://{endpoint}", b"{}", early_until_s=0)
+        Poster(1, Dialer()).post(f"http://{endpoint}", b"{}", early_until_s=0)
     assert 0.4 < time.monotonic() - began_s < 3
 
 
@@ -308,21 +308,21 @@ def test_a_body_that_drips_changes_nothing_about_its_status(monkeypatch: pytest.
     monkeypatch.setattr("answers.post.TAKEN_WITHIN_S", 0.5)
     began_s = time.monotonic()
     with saying(b"HTTP/1.1 200 OK\r\n" + head, *DRIPPED) as (endpoint, _):
-        Poster(1, None).post(f"http://{endpoint}", b"{}", early_until_s=0)
+        Poster(1, Dialer()).post(f"http://{endpoint}", b"{}", early_until_s=0)
     assert time.monotonic() - began_s < 3
 
 
 def test_an_endless_body_is_not_read() -> None:
     endless = [b"HTTP/1.1 200 OK\r\nContent-Length: 1000000000\r\n\r\n", *[b"x" * 10_000] * 10_000]
     with saying(*endless, each_s=0) as (endpoint, sent):
-        Poster(1, None).post(f"http://{endpoint}", b"{}", early_until_s=0)
+        Poster(1, Dialer()).post(f"http://{endpoint}", b"{}", early_until_s=0)
         wait_until(lambda: sent[0] > 0, within_s=5, what="an answer")
-        Poster(1, None).post(f"http://{endpoint}", b"{}", early_until_s=0)
+        Poster(1, Dialer()).post(f"http://{endpoint}", b"{}", early_until_s=0)
         assert sent[0] < 20_000_000  # what buffers of the kernel hold
 
 
 def test_connections_are_kept_from_answer_to_answer(requester: Requester) -> None:
-    poster = Poster(1, None)
+    poster = Poster(1, Dialer())
     for _ in range(5):
         poster.post(requester.http_url, b'{"request_id": "r", "data": {}}', early_until_s=0)
     assert (len(requester.posts("r")), requester.connections) == (5, 1)
@@ -332,21 +332,21 @@ def test_connections_are_kept_from_answer_to_answer(requester: Requester) -> Non
 def test_a_refusal_is_final(requester: Requester, status: int) -> None:
     requester.post_status = status
     with pytest.raises(Refused, match=str(status)):
-        Poster(1, None).post(requester.http_url, b'{"request_id": "r", "data": {}}', early_until_s=0)
+        Poster(1, Dialer()).post(requester.http_url, b'{"request_id": "r", "data": {}}', early_until_s=0)
 
 
 @pytest.mark.parametrize("status", [302, 408, 425, 429, 500, 503])
 def test_what_may_pass_is_not(requester: Requester, status: int) -> None:
     requester.post_status = status
     with pytest.raises(NotDelivered, match=str(status)) as raised:
-        Poster(1, None).post(requester.http_url, b'{"request_id": "r", "data": {}}', early_until_s=0)
+        Poster(1, Dialer()).post(requester.http_url, b'{"request_id": "r", "data": {}}', early_until_s=0)
     assert not isinstance(raised.value, Refused)
 
 
 @pytest.mark.parametrize(("status", "final"), [(400, True), (403, True), (404, False), (429, False), (503, False)])
 def test_a_handshake_may_be_refused_for_good_too(status: int, final: bool) -> None:
     with saying(b"HTTP/1.1 %d No\r\nContent-Length: 0\r\n\r\n" % status) as (endpoint, _), pytest.raises(NotDelivered) as raised:
-        FrameSocket(f"ws://{endpoint}", ssl.create_default_context)
+        FrameSocket(f"ws://{endpoint}", Dialer())
     assert isinstance(raised.value, Refused) is final and str(status) in str(raised.value)
 
 

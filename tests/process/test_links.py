@@ -16,10 +16,10 @@ import pytest
 from msgspec import structs
 
 from answers import links, pool
+from answers.dial import Dialer
 from answers.endpoint import RequesterGone
 from answers.links import Links
 from answers.run import Run
-from answers.websocket import Tls
 from backends import aboard
 from backends.aboard import Aboard
 from errors import ExitCode, error_object
@@ -480,7 +480,7 @@ def test_a_gateway_that_says_nothing_is_given_up(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(links, "PING_EACH_S", 0.1)
     monkeypatch.setattr(links, "SILENT_AFTER_S", 0.5)
     with Requester() as silent:
-        alive = Links(Tls(None), print).to(silent.websocket_url)
+        alive = Links(Dialer(), print).to(silent.websocket_url)
         time.sleep(1)
         assert alive.is_open
         silent.pongs = False
