@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 from errors import redact
 
 CREDENTIALS = {"API_KEY": "api-key", "PULSAR_TOKEN": "pulsar-token"}  # their names in CREDENTIALS_DIRECTORY
-SECRET_VARIABLES = ("API_KEY", "PULSAR_TOKEN", "API_KEY_FILE", "PULSAR_TOKEN_FILE", "CREDENTIALS_DIRECTORY")
+SECRET_VARIABLES = ("API_KEY", "PULSAR_TOKEN", "API_KEY_FILE", "PULSAR_TOKEN_FILE", "CREDENTIALS_DIRECTORY", "GATEWAY_API_KEYS_FILE")
 
 
 class ConfigurationMistakes(Exception):
@@ -141,6 +141,17 @@ def _readable_file(value: str) -> str:
     return str(path)
 
 
+def _keys_file(value: str) -> str:
+    from gateway.keyfile import digests_in  # here, as most have none
+
+    path = _readable_file(value)
+    try:
+        digests_in(path)
+    except (OSError, ValueError) as mistake:
+        raise ValueError(f"should hold a key on each line: {mistake}") from None
+    return path
+
+
 def _folder(value: str) -> str:
     path = Path(value).expanduser()
     if path.exists() and not (path.is_dir() and os.access(path, os.W_OK | os.X_OK)):
@@ -221,6 +232,11 @@ class Settings:
     )
     host: str = variable("127.0.0.1", _host, "address that the gateway binds")
     answer_url: str = variable("", _url("http", "https"), "where nodes reach the gateway", shown_default="http://HOST:PORT")
+    gateway_api_keys_file: str = variable(
+        "", _keys_file, "a file with the keys that clients of the gateway need, one a line, as it is or as sha256:HEX; read anew when it changes",
+        shown_default="nobody needs one", secret=True,
+    )
+    max_pending: int = variable(4096, _whole(1, 1_000_000), "requests that may wait at the gateway at once; more are refused with 503")
     timeout_s: float = variable(
         300.0, _seconds, "how long the gateway waits for an answer, or for the next piece of a stream",
         name="TIMEOUT", shown_default="5m",

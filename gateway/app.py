@@ -18,8 +18,9 @@ from errors import error_object
 from gateway import chat, links, nodes
 from gateway.body import read_body
 from gateway.exchange import Exchange, Gateway
+from gateway.keys import KeyDoor
 from gateway.models import is_model_name
-from gateway.problem import Problem, invalid, too_large, unavailable, unknown_model
+from gateway.problem import Problem, invalid, too_large, unknown_model
 from gateway.publisher import MAX_MESSAGE_BYTES
 from messaging import envelope
 
@@ -31,7 +32,7 @@ def create_app(gateway: Gateway) -> Starlette:
     """The ASGI application. Needs `scope["state"]["transport"]` (server.py), to close the connection of who does not read."""
     handlers = _Handlers(gateway)
     cors = Middleware(
-        CORSMiddleware, allow_origins=["*"], allow_methods=["*"], allow_headers=["*"], expose_headers=["X-Request-Id"]
+        CORSMiddleware, allow_origins=["*"], allow_methods=["*"], allow_headers=["*"], expose_headers=["X-Request-Id", "Retry-After"]
     )
     app = Starlette(
         routes=[
@@ -44,7 +45,7 @@ def create_app(gateway: Gateway) -> Starlette:
             WebSocketRoute("/res/ws", handlers.frames),
             WebSocketRoute(links.PATH, handlers.link),
         ],
-        middleware=[cors],
+        middleware=[cors] if gateway.keys is None else [cors, Middleware(KeyDoor, keys=gateway.keys)],
     )
     app.add_exception_handler(Problem, _refuse)
     app.add_exception_handler(HTTPException, _refuse_route)
@@ -59,12 +60,12 @@ class _Handlers:
 
     async def chat(self, request: Request) -> Response:
         gateway = self._gateway
-        if gateway.draining:
-            raise unavailable("The gateway is shutting down: try again.", "shutting_down")
-        body = await read_body(request, MAX_MESSAGE_BYTES)
+        gateway.refuse_if_full()
+        body = await read_body(request, MAX_MESSAGE_BYTES, gateway.bodies)
         asked = chat.read(body)
         if not is_model_name(asked.model) or not await gateway.models.known(asked.model):
             raise unknown_model(asked.model)
+        gateway.refuse_if_hopeless(asked.model)
         stream = asked.stream is True
         message = envelope.Request(
             request_id=str(uuid4()),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import math
 
 import msgspec
 from loguru import logger
@@ -12,18 +13,24 @@ from starlette.types import Receive, Scope, Send
 
 from errors import http_status
 from gateway import links
+from gateway.body import Room
+from gateway.connections import HEAD_WITHIN_S
+from gateway.keys import Keys
 from gateway.models import Models
 from gateway.pending import DEFAULT_BUFFER_BYTES, Frame, Pending, RequesterGone, Waiter
 from gateway.problem import Problem, bad_answer, timeout, too_large, unavailable
 from gateway.publisher import MAX_MESSAGE_BYTES, MessageTooBig, Publisher, PublishFailed
 
+FULL_RETRY_AFTER_S = 5
+LONGEST_RETRY_AFTER_S = 60  # clients do not believe much more
 _DONE = b"data: [DONE]\n\n"
 _KEEP_ALIVE = b": keep-alive\n\n"
 
 
 @dataclasses.dataclass
 class Gateway:
-    """What all requests share. answer_url: `http://host:port`, where nodes reach this gateway; times in seconds."""
+    """What all requests share. answer_url: `http://host:port`, where nodes reach this gateway; times in seconds.
+    max_pending: so many requests wait at once; keys: None where nobody needs one."""
 
     publisher: Publisher
     models: Models
@@ -31,6 +38,10 @@ class Gateway:
     timeout_s: float
     keep_alive_s: float = 30.0
     buffer_limit_bytes: int = DEFAULT_BUFFER_BYTES
+    max_pending: int = 4096
+    head_within_s: float = HEAD_WITHIN_S
+    keys: Keys | None = None
+    bodies: Room = dataclasses.field(default_factory=Room)
     draining: bool = False
     pending: Pending = dataclasses.field(default_factory=Pending)
 
@@ -39,6 +50,22 @@ class Gateway:
         if stream:
             return self.answer_url.replace("http", "ws", 1) + "/res/ws"
         return self.answer_url + "/res"
+
+    def refuse_if_full(self) -> None:
+        """Before a body is read. Raises Problem."""
+        if self.draining:
+            raise unavailable("The gateway is shutting down: try again.", "shutting_down")
+        if len(self.pending) >= self.max_pending:
+            words = f"{self.max_pending:,} requests wait at this gateway already, as many as it takes."
+            raise unavailable(words, "server_is_overloaded", retry_after_s=FULL_RETRY_AFTER_S)
+
+    def refuse_if_hopeless(self, model: str) -> None:
+        """Raises Problem where the answer would come after this gateway has stopped to wait for it."""
+        wait_s = self.pending.wait_s(model)
+        if wait_s is not None and wait_s > self.timeout_s:
+            words = f"So many requests wait for this model that another would not be answered within {self.timeout_s:g} s."
+            later_s = min(max(math.ceil(wait_s - self.timeout_s), 1), LONGEST_RETRY_AFTER_S)
+            raise unavailable(words, "server_is_overloaded", retry_after_s=later_s)
 
     @property
     def link(self) -> str:
@@ -59,7 +86,7 @@ class Exchange(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         transport = scope["state"]["transport"]
-        waiter = Waiter(self._request_id, self._stream, transport.abort, self._gateway.buffer_limit_bytes)
+        waiter = Waiter(self._request_id, self._stream, transport.abort, self._gateway.buffer_limit_bytes, self._model)
         # Before the publish: a fast node answers before the queue has confirmed.
         self._gateway.pending.add(waiter)
         watch = asyncio.create_task(self._watch(waiter, receive))

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import time
 from collections.abc import Callable, Iterator
 from typing import Any, Literal, Protocol
+
+from gateway.patience import Line
 
 DEFAULT_BUFFER_BYTES = 4 * 1024 * 1024
 
@@ -44,8 +47,10 @@ class Waiter:
     drop: closes the requester's connection; called once, where it reads too slowly.
     """
 
-    def __init__(self, request_id: str, stream: bool, drop: Callable[[], None], limit_bytes: int = DEFAULT_BUFFER_BYTES) -> None:
-        self.request_id, self.stream = request_id, stream
+    def __init__(
+        self, request_id: str, stream: bool, drop: Callable[[], None], limit_bytes: int = DEFAULT_BUFFER_BYTES, model: str = ""
+    ) -> None:
+        self.request_id, self.stream, self.model = request_id, stream, model
         self.link: Link | None = None
         self.attempt = 0
         self.has_output = self.gone = False
@@ -107,6 +112,7 @@ class Pending:
     def __init__(self) -> None:
         self.links: set[Link] = set()
         self._waiters: dict[str, Waiter] = {}
+        self._lines: dict[str, Line] = {}  # by model
 
     def __len__(self) -> int:
         return len(self._waiters)
@@ -115,7 +121,14 @@ class Pending:
         return iter(list(self._waiters.values()))
 
     def add(self, waiter: Waiter) -> None:
+        """`remove` has to follow, whatever becomes of it."""
         self._waiters[waiter.request_id] = waiter
+        self._lines.setdefault(waiter.model, Line()).enter(waiter.request_id, time.monotonic())
+
+    def wait_s(self, model: str) -> float | None:
+        """How long a request for this model would wait for a node; None where it cannot be told."""
+        line = self._lines.get(model)
+        return line.wait_s(time.monotonic()) if line else None
 
     def get(self, request_id: str) -> Waiter | None:
         return self._waiters.get(request_id)
@@ -129,6 +142,8 @@ class Pending:
             return "busy"
         if waiter.link is not link:
             self._take_from_link(waiter)
+        if (line := self._lines.get(waiter.model)) is not None:
+            line.begin(request_id)
         waiter.link, waiter.attempt = link, attempt
         return "go"
 
@@ -162,6 +177,12 @@ class Pending:
         if self._waiters.pop(waiter.request_id, None) is not None:
             self._cancel(waiter)
         waiter.leave()
+        self._leave_line(waiter)
+
+    def _leave_line(self, waiter: Waiter) -> None:
+        line = self._lines.get(waiter.model)
+        if line is not None and line.leave(waiter.request_id, waiter.has_output) == 0:
+            del self._lines[waiter.model]
 
     def end(self, waiter: Waiter, last: Frame) -> None:
         """The gateway's own last word, whoever was answering."""

@@ -48,8 +48,9 @@ def timeout(message: str) -> Problem:
     return Problem(error_object(message, "server_error", "timeout"))
 
 
-def unavailable(message: str, code: str) -> Problem:
-    return Problem(error_object(message, "service_unavailable", code))
+def unavailable(message: str, code: str, *, retry_after_s: int | None = None) -> Problem:
+    headers = {} if retry_after_s is None else {"Retry-After": str(retry_after_s)}
+    return Problem(error_object(message, "service_unavailable", code), 503, headers)
 
 
 def node_lost() -> Problem:

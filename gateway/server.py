@@ -9,18 +9,19 @@ import logging
 import os
 import socket
 import threading
-from asyncio.transports import BaseTransport
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import uvicorn
 import uvloop
 from loguru import logger
-from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
 from config import Settings
 from gateway.app import create_app
+from gateway.connections import Door, HttpConnection, connection_limit, raise_file_limit
 from gateway.exchange import Gateway
 from gateway.keepalive import NodeSocket
+from gateway.keys import Keys
 from gateway.models import Models
 from gateway.nodes import MAX_ANSWER_BYTES
 from gateway.problem import unavailable
@@ -51,6 +52,7 @@ def serve(settings: Settings, ready: Callable[[], None], stop: threading.Event, 
         logger.error("{}", mistake)
         return os.EX_CONFIG
     _log_server_errors()
+    raise_file_limit()
     with listener:
         uvloop.run(_serve(settings, own_model, listener, ready, stop))
     return os.EX_OK
@@ -73,7 +75,8 @@ async def _serve(
     publisher = PulsarPublisher(open_client(settings))
     admin = PulsarAdmin(settings.pulsar_admin_url, settings.pulsar_token, settings.ca_bundle) if settings.pulsar_admin_url else None
     models = Models(admin, own_model)
-    gateway = Gateway(publisher, models, answer_url(settings), settings.timeout_s)
+    keys = Keys(settings.gateway_api_keys_file) if settings.gateway_api_keys_file else None
+    gateway = Gateway(publisher, models, answer_url(settings), settings.timeout_s, max_pending=settings.max_pending, keys=keys)
     logger.info("gateway on http://{}, answers to {}", address(settings.host, settings.port), gateway.answer_url)
     await run(gateway, listener, ready, stop, settings.drain_timeout_s)
     models.close()
@@ -84,9 +87,10 @@ async def run(
     gateway: Gateway, listener: socket.socket, ready: Callable[[], None], stop: threading.Event, drain_timeout_s: float
 ) -> None:
     """Serves a gateway on a bound socket until `stop`, then drains it."""
+    door = Door(connection_limit(gateway.max_pending), gateway.head_within_s)
     config = uvicorn.Config(
         create_app(gateway),
-        http=_Protocol,
+        http=partial(HttpConnection, door=door),  # type: ignore[arg-type]
         ws=NodeSocket,
         lifespan="off",
         log_config=None,
@@ -99,25 +103,18 @@ async def run(
         timeout_keep_alive=75,  # longer than a node's pool keeps a connection, so that it is the node who closes
         timeout_graceful_shutdown=_FLUSH_TIMEOUT_S,
     )
-    await _Server(config, gateway, ready, stop, drain_timeout_s).serve([listener])
-
-
-class _Protocol(AutoHTTPProtocol):  # type: ignore[valid-type,misc]
-    """Gives each request its connection, as ASGI has no way to drop one whose peer does not read."""
-
-    def connection_made(self, transport: BaseTransport) -> None:
-        super().connection_made(transport)
-        self.app_state: dict[str, object] = {**self.app_state, "transport": transport}
+    await _Server(config, gateway, door, ready, stop, drain_timeout_s).serve([listener])
 
 
 class _Server(uvicorn.Server):
     """uvicorn's server, ended by an event rather than by signals, and with nodes still heard while it drains."""
 
     def __init__(
-        self, config: uvicorn.Config, gateway: Gateway, ready: Callable[[], None], stop: threading.Event, drain_timeout_s: float
+        self, config: uvicorn.Config, gateway: Gateway, door: Door, ready: Callable[[], None], stop: threading.Event,
+        drain_timeout_s: float,
     ) -> None:
         super().__init__(config)
-        self._gateway, self._ready, self._stop = gateway, ready, stop
+        self._door, self._gateway, self._ready, self._stop = door, gateway, ready, stop
         self._drain_timeout_s = drain_timeout_s
 
     @contextlib.contextmanager
@@ -132,6 +129,7 @@ class _Server(uvicorn.Server):
         if self._stop.is_set():
             await drain(self._gateway, self._drain_timeout_s)
             self.should_exit = True
+        self._door.sweep(asyncio.get_running_loop().time())
         return await super().on_tick(counter)
 
 

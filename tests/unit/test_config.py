@@ -76,6 +76,7 @@ GOOD: list[tuple[str, str, Any]] = [
     ("LOCAL_MEMORY_RESERVE_PERCENT", "10", 0.1), ("LOCAL_MEMORY_STALL_PERCENT", "2.5%", 0.025), ("LOCAL_OTHERS_CPU_PERCENT", "50", 0.5),
     ("LOCAL_GAIN_PERCENT", "5", 0.05), ("GENERATION_TIMEOUT_S", "20m", 1200),
     ("RATE_LIMIT_RPM", "600", 600), ("RATE_LIMIT_TPM", "90000", 90000),
+    ("MAX_PENDING", "10", 10),
     ("ALLOWED_ENDPOINTS", "*.svc.local, 10.0.0.0/8:8081", "*.svc.local, 10.0.0.0/8:8081"), ("ALLOWED_ENDPOINTS", "::1", "::1"),
 ]  # fmt: skip
 
@@ -130,13 +131,15 @@ BAD: dict[str, list[str]] = {
     "RATE_LIMIT_TPM": WHOLE,
     "ON_TROUBLE": ["x"],
     "CA_BUNDLE": ["/nowhere"],
+    "MAX_PENDING": WHOLE,
+    "GATEWAY_API_KEYS_FILE": ["/nowhere", "/dev/null"],
     "ALLOWED_ENDPOINTS": ["http://h", "h:0", "h:99999", "10.0.0.0/99", "[gw]:1"],
 }
 FREE = {"UPSTREAM_MODEL", "AIMODEL_NAME", "AIMODEL_NAMESPACE", "MODEL_COMMAND", "KUBERNETES_SERVICE_HOST", "CREDENTIALS_DIRECTORY"}
 
 
 def test_every_variable_has_its_good_and_bad_values() -> None:
-    files = {"API_KEY_FILE", "PULSAR_TOKEN_FILE", "MODEL_PATH", "CA_BUNDLE"}
+    files = {"API_KEY_FILE", "PULSAR_TOKEN_FILE", "MODEL_PATH", "CA_BUNDLE", "GATEWAY_API_KEYS_FILE"}
     assert {name for name, _, _ in GOOD} | files == FIELDS.keys()
     assert BAD.keys() | FREE == FIELDS.keys()
 
