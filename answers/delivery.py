@@ -1,4 +1,4 @@
-"""One request's answer on its way: its frames or its one object, in the wire contract's form (docs/wire.md)."""
+"""One request's answer on its way: its frames or its one object, in the wire contract's form (docs/api.md)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Links to our gateways (docs/links.md): one WebSocket for each address, shared by all of a child's requests."""
+"""Links to our gateways (docs/api.md): one WebSocket for each address, shared by all of a child's requests."""
 
 from __future__ import annotations
 

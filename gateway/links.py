@@ -1,4 +1,4 @@
-"""Links: one WebSocket for each pair of child and gateway (docs/links.md), with many answers on it at once.
+"""Links: one WebSocket for each pair of child and gateway (docs/api.md), with many answers on it at once.
 
 Nothing here waits for a requester, nor for a node that does not read: a reader that only puts into mailboxes, and one
 bounded queue and one writer for what the node is told.

@@ -13,7 +13,7 @@ import msgspec
 
 class Task(msgspec.Struct, frozen=True, tag="task"):
     """Supervisor → child: compute this request and answer it. `number` names it on this channel; `link`: the address of
-    the link that its gateway offers (docs/links.md), "" where there is none."""
+    the link that its gateway offers (docs/api.md), "" where there is none."""
 
     number: int
     request_id: str

@@ -56,7 +56,7 @@ def decode(payload: bytes) -> Request:
 
 
 def link_of(request: Request) -> str:
-    """The address of the link that its gateway offers (docs/links.md); "" where there is none that we know."""
+    """The address of the link that its gateway offers (docs/api.md); "" where there is none that we know."""
     offered = (request.metadata or {}).get("workernode")
     if not isinstance(offered, dict) or offered.get("v") != LINK_VERSION:
         return ""

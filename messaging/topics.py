@@ -1,4 +1,4 @@
-"""Names of topics and subscriptions, as the other systems know them (docs/wire.md)."""
+"""Names of topics and subscriptions, as the other systems know them (docs/api.md)."""
 
 DEAD_LETTER_SUBSCRIPTION = "workernode"
 

@@ -1,4 +1,4 @@
-"""A gateway's end of links (docs/links.md) that says what a test wants it to say: a real WebSocket server, one thread a link."""
+"""A gateway's end of links (docs/api.md) that says what a test wants it to say: a real WebSocket server, one thread a link."""
 
 from __future__ import annotations
 

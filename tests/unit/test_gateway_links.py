@@ -1,4 +1,4 @@
-"""Links: every frame of docs/links.md, between a real gateway and a node that the test plays."""
+"""Links: every frame of docs/api.md, between a real gateway and a node that the test plays."""
 
 from __future__ import annotations
 
