@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import config
+import config_docs
 from config import ConfigurationMistakes, Settings, load
 
 ROOT = Path(__file__).parents[2]
@@ -267,6 +268,11 @@ def test_env_example_is_what_the_settings_say() -> None:
 
 def test_the_readme_shows_what_the_settings_say() -> None:
     assert config.readme_table() in (ROOT / "README.md").read_text(encoding="utf-8"), config.readme_table()
+
+
+def test_the_documentation_says_what_the_settings_say() -> None:
+    assert (ROOT / "docs/configuration.md").read_text(encoding="utf-8") == config_docs.text(), "python -m config_docs"
+    assert config_docs.text().count("\n### `") == len(FIELDS)
 
 
 def test_env_example_can_be_sourced() -> None:
