@@ -21,13 +21,14 @@ This page is made from `config.py`, as `--help` and `.env.example` are: `python 
 # Titles, and the variables below each; what is named nowhere comes last.
 _GROUPS: list[tuple[str, list[str]]] = [
     ("The model", ["NODE_TYPE", "MODEL_NAME", "API_URL", "API_KEY", "API_KEY_FILE", "UPSTREAM_MODEL"]),
-    ("A local model", ["MODEL_PATH", "MODEL_COMMAND", "LOCAL_REPLICAS", "GPU_IDS", "BOOT_TIMEOUT_S"]),
+    ("A local model", ["MODEL_PATH", "MODEL_COMMAND", "LOCAL_REPLICAS", "GPU_IDS", "BOOT_TIMEOUT_S", "LOCAL_ADAPTIVE",
+                       "LOCAL_MEMORY_RESERVE_PERCENT", "LOCAL_MEMORY_STALL_PERCENT", "LOCAL_OTHERS_CPU_PERCENT", "LOCAL_GAIN_PERCENT"]),
     ("The queue", ["PULSAR_URL", "PULSAR_TOKEN", "PULSAR_TOKEN_FILE", "PULSAR_ADMIN_URL", "RES_TOPIC_NAME", "STATE_DIR"]),
     ("How much at once", ["MAX_PROCESS_NUM", "BACKEND_PROCESSES", "RATE_LIMIT_RPM", "RATE_LIMIT_TPM", "CHILD_MEMORY_LIMIT_MB"]),
-    ("How long, how often", ["CONNECT_TIMEOUT_S", "FIRST_TOKEN_TIMEOUT_S", "READ_TIMEOUT_S", "REQUEST_TTL_S", "MAX_ATTEMPTS",
+    ("How long, how often", ["CONNECT_TIMEOUT_S", "FIRST_TOKEN_TIMEOUT_S", "READ_TIMEOUT_S", "GENERATION_TIMEOUT_S", "REQUEST_TTL_S", "MAX_ATTEMPTS",
                              "DRAIN_TIMEOUT_S", "ON_TROUBLE", "RECHECK_S"]),
     ("The gateway", ["PORT", "HOST", "ANSWER_URL", "TIMEOUT", "MAX_PENDING", "GATEWAY_API_KEYS_FILE"]),
-    ("Security", ["ALLOWED_ENDPOINTS", "CA_BUNDLE"]),
+    ("Security", ["ALLOWED_ENDPOINTS", "CA_BUNDLE", "CREDENTIALS_DIRECTORY"]),
     ("To be looked at", ["STATUS_PORT", "STATUS_HOST", "ALLOW_KILL", "LOG_FORMAT", "DEBUG"]),
     ("Kubernetes", ["AIMODEL_NAME", "AIMODEL_NAMESPACE", "KUBERNETES_SERVICE_HOST"]),
 ]  # fmt: skip
