@@ -25,8 +25,8 @@ class Keys:
 
     def __init__(self, path: str) -> None:
         self._path = path
+        self._seen, self._looked_s = _stamp(path), time.monotonic()  # first: a change behind it is then seen
         self._digests = digests_in(path)
-        self._seen, self._looked_s = _stamp(path), time.monotonic()
 
     def admit(self, key: bytes) -> bool:
         """Takes the same time for each key that is none of them."""

@@ -47,14 +47,18 @@ def serve(settings: Settings, ready: Callable[[], None], stop: threading.Event, 
     DRAIN_TIMEOUT_S to be answered, so nodes must live that long too. Touches no signal handlers.
     """
     try:
+        keys = Keys(settings.gateway_api_keys_file) if settings.gateway_api_keys_file else None
         listener = bind(settings.host, settings.port)
+    except (OSError, ValueError) as mistake:  # of a file that has changed since the configuration was read
+        logger.error("GATEWAY_API_KEYS_FILE should hold a key on each line: {}", mistake)
+        return os.EX_CONFIG
     except CannotBind as mistake:
         logger.error("{}", mistake)
         return os.EX_CONFIG
     _log_server_errors()
     raise_file_limit()
     with listener:
-        uvloop.run(_serve(settings, own_model, listener, ready, stop))
+        uvloop.run(_serve(settings, keys, own_model, listener, ready, stop))
     return os.EX_OK
 
 
@@ -70,12 +74,11 @@ def _log_server_errors() -> None:
 
 
 async def _serve(
-    settings: Settings, own_model: str, listener: socket.socket, ready: Callable[[], None], stop: threading.Event
+    settings: Settings, keys: Keys | None, own_model: str, listener: socket.socket, ready: Callable[[], None], stop: threading.Event
 ) -> None:
     publisher = PulsarPublisher(open_client(settings))
     admin = PulsarAdmin(settings.pulsar_admin_url, settings.pulsar_token, settings.ca_bundle) if settings.pulsar_admin_url else None
     models = Models(admin, own_model)
-    keys = Keys(settings.gateway_api_keys_file) if settings.gateway_api_keys_file else None
     gateway = Gateway(publisher, models, answer_url(settings), settings.timeout_s, max_pending=settings.max_pending, keys=keys)
     logger.info("gateway on http://{}, answers to {}", address(settings.host, settings.port), gateway.answer_url)
     await run(gateway, listener, ready, stop, settings.drain_timeout_s)

@@ -5,13 +5,16 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import openai
 import pytest
 
+import config
 from gateway import keys as keys_module
+from gateway import server
 from gateway.keyfile import digests_in
 from gateway.keys import Keys
 from tests.unit.gateway_fakes import COMPLETION, Bench, running, until
@@ -124,3 +127,10 @@ def test_a_line_that_is_no_key_is_named_and_not_shown(tmp_path: Path, line: str,
     with pytest.raises(ValueError, match=why) as raised:
         digests_in(str(tmp_path / "keys"))
     assert line not in str(raised.value) and FIRST not in str(raised.value)
+
+
+def test_a_gateway_does_not_start_without_the_keys_it_should_have(path: Path) -> None:
+    """One that is started again finds the file as it is by then."""
+    settings = config.load({"PULSAR_URL": "pulsar://127.0.0.1:1", "GATEWAY_API_KEYS_FILE": str(path)}, gateway_alone=True)
+    path.unlink()
+    assert server.serve(settings, lambda: None, threading.Event()) == 78
