@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+from types import SimpleNamespace
+from typing import cast
 
+import pytest
+
+from gateway import pending as pending_module
 from gateway.patience import Line
+from gateway.pending import Link, Pending, Waiter
 
 
 @dataclasses.dataclass
@@ -95,3 +101,19 @@ def test_who_leaves_is_in_line_no_more() -> None:
     assert line.leave("a", False) == 1 and line.leave("a", False) == 1
     line.begin("b")
     assert line.leave("b", True) == 0
+
+
+def test_requests_at_a_gateway_are_in_line_until_a_link_begins_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock_s = [0.0]
+    monkeypatch.setattr(pending_module, "time", SimpleNamespace(monotonic=lambda: clock_s[0]))
+    pending, link = Pending(), cast(Link, SimpleNamespace(cancel=lambda _: None))
+    waiters = [Waiter(f"r{number}", False, lambda: None, model="m") for number in range(40)]
+    for waiter in waiters:
+        pending.add(waiter)
+    clock_s[0] = 10.0
+    for waiter in waiters[:20]:
+        assert pending.begin(waiter.request_id, 1, link) == "go"
+    assert pending.wait_s("m") == 10.0 and pending.wait_s("other") is None
+    for waiter in waiters:
+        pending.remove(waiter)
+    assert pending.wait_s("m") is None
