@@ -60,6 +60,7 @@ _NOTES = {
     "MAX_PENDING": "The limit of open files has to allow about twice as many; the gateway raises it to what the system lets it have.",
     "GATEWAY_API_KEYS_FILE": "Unset, everybody who reaches the port may ask. security.md shows how to make one.",
     "ALLOWED_ENDPOINTS": "security.md says what an entry can be, and what is refused in any case.",
+    "STATUS_HOST": "There is no password on it: open it to probes and to who collects metrics, not to clients.",
     "LOG_FORMAT": "log.md lists the fields.",
     "DEBUG": "Adds what each request asked and was answered, up to 4,000 characters of it: prompts are then in the log.",
     "AIMODEL_NAME": "events.md says what is reported, and with which rights.",
