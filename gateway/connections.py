@@ -50,8 +50,8 @@ class Door:
         self._resting: OrderedDict[HttpConnection, None] = OrderedDict()  # between two requests
         self._is_crowded = False
 
-    def admit(self, fresh: HttpConnection, connected: int) -> bool:
-        """connected: how many there are with it. Over the limit the one goes that has asked nothing for the longest."""
+    def admit(self, connected: int) -> bool:
+        """A connection, with which there are so many. Over the limit the one goes that has asked nothing for the longest."""
         self._report(connected)
         if connected <= self._limit:
             return True
@@ -105,7 +105,7 @@ class HttpConnection(AutoHTTPProtocol):  # type: ignore[valid-type,misc]
         """Each request is given its connection, as ASGI has no way to drop one whose peer does not read."""
         super().connection_made(transport)
         self.app_state: dict[str, object] = {**self.app_state, "transport": transport}
-        if self._door.admit(self, len(self.connections)):
+        if self._door.admit(len(self.connections)):
             self._door.await_head(self, self.loop.time())
         else:
             self.refuse(unavailable("The gateway has too many connections.", "too_many_connections", retry_after_s=1))
@@ -129,7 +129,7 @@ class HttpConnection(AutoHTTPProtocol):  # type: ignore[valid-type,misc]
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
-        if not self._is_at_work:  # else the next request was here already
+        if not (self._is_at_work or self.transport.is_closing()):  # the next request may have been here already
             self._door.rest(self)
 
     def handle_websocket_upgrade(self, *event: Any) -> None:
