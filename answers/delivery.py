@@ -11,7 +11,7 @@ import msgspec
 from answers.address import Address
 from answers.allowed import Allowed
 from answers.dial import Dialer
-from answers.endpoint import NotDelivered, NoWebSocket, RequesterGone
+from answers.endpoint import NotAllowed, NotDelivered, NoWebSocket, RequesterGone
 from answers.links import Links
 from answers.overlink import LinkDelivery
 from answers.pool import SocketPool
@@ -196,6 +196,8 @@ class StreamDelivery:
         if self._socket is None and not self._keeping:
             try:
                 self._open()
+            except NotAllowed:
+                raise  # however long it is kept
             except NotDelivered:
                 self._keeping = True
         if self._keeping:

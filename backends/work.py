@@ -98,7 +98,8 @@ class Worker:
         except (RequesterGone, AnotherAnswers) as why:
             piece.account.close()
             return unwanted(piece.run.number, why)
-        except NotAllowed as why:
+        except NotAllowed as why:  # before anything was computed, or at the first output where only a look-up could tell
+            piece.account.close()
             return undeliverable(piece.run.number, str(why))
 
     def _answer(self, task: Task, piece: _Piece, way: Delivery) -> None:

@@ -128,6 +128,16 @@ def test_a_child_ends_a_refused_request_before_it_is_computed(
     assert upstream.stats()["received"] == 0
 
 
+def test_a_stream_to_a_name_that_is_refused_once_it_is_looked_up_ends_at_its_first_output(
+    upstream: Upstream, child: Backends, requester: Requester
+) -> None:
+    """0 is another spelling of 0.0.0.0, which only a look-up tells."""
+    asked = msgspec.structs.replace(task(requester, "mock?tokens=500&gap=50ms", stream=True), endpoint="ws://0:9/res/ws")
+    outcome = child.run(asked)
+    assert outcome.end == "undeliverable" and outcome.error is not None and "0.0.0.0 is unspecified" in outcome.error["message"]
+    upstream.wait_for(lambda stats: stats["cancelled"] == 1 and stats["in_flight"] == 0)
+
+
 def test_a_refused_link_leaves_the_endpoint(child: Backends, requester: Requester) -> None:
     asked = msgspec.structs.replace(task(requester, stream=False), link="ws://169.254.169.254/res/link")
     assert child.run(asked).end == "answered"
