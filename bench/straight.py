@@ -1,7 +1,7 @@
 """A load straight into the queue, which takes the answers itself: what a node costs without a gateway.
 
 It publishes with Pulsar's client, and nodes answer to its one port, by POST as to any service, or over a link as to our
-gateway (docs/links.md): `begin` is told `go`, an end frame `taken`, at once. Whole answers only, each of them checked. A closed
+gateway (docs/api.md): `begin` is told `go`, an end frame `taken`, at once. Whole answers only, each of them checked. A closed
 loop with more in flight than there are slots is a queue that is never empty. Arguments and output are as of bench/load.py,
 in JSON.
 """
