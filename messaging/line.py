@@ -43,7 +43,7 @@ class Inbox:
         self._arrived: deque[Received] = deque()
         self._allowed = 0
         self._held: dict[Key, Line] = {}
-        self.stopping = False
+        self._stopping = threading.Event()
         self.silent_since_s = time.monotonic()
 
     def take(self) -> list[Received]:
@@ -55,8 +55,8 @@ class Inbox:
     def allow(self, count: int) -> None:
         """How many more may be received as of now; those that have arrived and were not taken yet count."""
         with self._changed:
-            self._allowed = count - len(self._arrived)
-            if self._allowed > 0:
+            had_room, self._allowed = self._allowed > 0, count - len(self._arrived)
+            if self._allowed > 0 and not had_room:  # else nobody waits for it, and this is called each turn
                 self._changed.notify_all()
 
     def put(self, received: Received, line: Line) -> None:
@@ -82,9 +82,13 @@ class Inbox:
     def has_room(self) -> bool:
         return self._allowed > 0
 
+    @property
+    def stopping(self) -> bool:
+        return self._stopping.is_set()
+
     def stop(self) -> None:
+        self._stopping.set()
         with self._changed:
-            self.stopping = True
             self._changed.notify_all()
 
     def wait_for_room(self, within_s: float) -> bool:
@@ -94,8 +98,7 @@ class Inbox:
 
     def pause(self, pause_s: float) -> bool:
         """False: stopping."""
-        with self._changed:
-            return not self._changed.wait_for(lambda: self.stopping, pause_s)
+        return not self._stopping.wait(pause_s)
 
 
 class Line:

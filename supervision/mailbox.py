@@ -15,6 +15,7 @@ class Mailbox(Generic[Item]):
 
     def __init__(self) -> None:
         self._items: queue.SimpleQueue[Item] = queue.SimpleQueue()
+        self._is_woken = False  # a byte is in the pipe, or about to be: another would cost a system call, and say no more
         self.fd, self._wake_fd = os.pipe()
         os.set_blocking(self.fd, False)
         os.set_blocking(self._wake_fd, False)
@@ -24,12 +25,16 @@ class Mailbox(Generic[Item]):
         self.wake()
 
     def wake(self) -> None:
+        if self._is_woken:
+            return
+        self._is_woken = True
         with contextlib.suppress(BlockingIOError):  # a full pipe wakes as well
             os.write(self._wake_fd, b"\0")
 
     def take(self) -> list[Item]:
         with contextlib.suppress(BlockingIOError):
             os.read(self.fd, 65536)
+        self._is_woken = False  # before the items: what is put from now on wakes anew
         items: list[Item] = []
         with contextlib.suppress(queue.Empty):
             while True:
