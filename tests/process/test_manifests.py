@@ -143,6 +143,9 @@ def test_what_they_promise_is_what_the_node_does(folder: str) -> None:
     assert pod["terminationGracePeriodSeconds"] >= float(environment(manifests)["DRAIN_TIMEOUT_S"]) + END_WITHIN_S
     assert container["securityContext"]["readOnlyRootFilesystem"] and pod["securityContext"]["runAsNonRoot"]
     assert {"livenessProbe", "readinessProbe", "startupProbe"} <= container.keys()
+    (secret,) = (volume["secret"] for volume in pod["volumes"] if "secret" in volume)
+    name = deployment["metadata"]["name"].removeprefix("node").removeprefix("-")
+    assert secret["optional"] and secret["secretName"] == "-".join(filter(None, ["workernode", name]))
     labels = deployment["spec"]["template"]["metadata"]["labels"]
     for selector in (deployment["spec"]["selector"], the("PodDisruptionBudget", manifests)["spec"]["selector"]):
         assert selector["matchLabels"].items() <= labels.items()
