@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.local_node import SERVER, Scene
-from bench.memory_group import memory_group
+from tests.real.memory_group import memory_group
 
 ADAPTIVE = 0
 QUIET_SHARE = 0.1  # of other programs, of the CPU
@@ -29,7 +29,7 @@ def run(limit: int, options: argparse.Namespace) -> dict[str, Any]:
     server = f"{SERVER} --request-mib {options.request_mib}"
     with contextlib.ExitStack() as stack:
         folder = stack.enter_context(memory_group(options.memory_mib)) if options.memory_mib else None
-        scene = stack.enter_context(Scene(variables, server=server, cgroup=str(folder or "")))
+        scene = stack.enter_context(Scene(variables, server=server, cgroup=folder))
         time.sleep(options.warm_up)
         rates = quiet_seconds(scene, options.seconds, options.at_most)
         if options.memory_mib:  # until each has its end

@@ -19,6 +19,7 @@ from backends.engine import DEFAULT_WEIGHTS, ROOT
 from limits.cpu import CpuShare
 from limits.processes import uses_of
 from tests.real.embedded_broker import EmbeddedBroker
+from tests.real.memory_group import join
 from tests.real.node import NodeProcess
 from tests.real.requester import Requester
 from tests.real.topics import Topics
@@ -29,11 +30,11 @@ _CHANGE = re.compile(r"^(\S+ \S+) .*?limit (\d+) → (\d+): (.*)$", re.MULTILINE
 
 
 class Scene:
-    """`with Scene(variables) as scene`: a broker, a node (`memory_mib`: in a cgroup of its own with so much), a requester.
+    """`with Scene(variables) as scene`: a broker, a node (`cgroup`: that it is in), a requester.
 
     `waiting`: how many requests there are always to be had more than run."""
 
-    def __init__(self, variables: Mapping[str, str], *, server: str = SERVER, waiting: int = 8, cgroup: str = "") -> None:
+    def __init__(self, variables: Mapping[str, str], *, server: str = SERVER, waiting: int = 8, cgroup: Path | None = None) -> None:
         self.model = f"bench-{uuid.uuid4().hex[:8]}"
         self._broker = EmbeddedBroker()
         self.requester = Requester()
@@ -53,7 +54,7 @@ class Scene:
         self.topics = Topics(self._broker.url, self.model, f"res-{self.model}")
         self.node.start(wait=False)
         if self._cgroup and self.node.process:
-            add(self._cgroup, self.node.process.pid)
+            join(self._cgroup, self.node.process.pid)
         self.node.wait_ready(120)
         self._loader = threading.Thread(target=self._load, daemon=True)
         self._loader.start()
@@ -127,8 +128,3 @@ def tree_of(pid: int) -> list[psutil.Process]:
         root = psutil.Process(pid)
         return [root, *root.children(recursive=True)]
     return []
-
-
-def add(cgroup: str, pid: int) -> None:
-    with open(f"{cgroup}/cgroup.procs", "w") as file:
-        file.write(str(pid))

@@ -16,8 +16,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from bench.local_node import Scene, add
-from bench.memory_group import memory_group, used_mib
+from bench.local_node import Scene
+from tests.real.memory_group import join, memory_group, used_mib
 
 WARM_UP_S, HOG_S, AFTER_S = 30.0, 20.0, 35.0
 LEFT_MIB = 40  # what the memory hog leaves of the cgroup
@@ -31,7 +31,7 @@ for line in sys.stdin:
 
 
 def trace(memory_mib: int) -> dict[str, Any]:
-    with memory_group(memory_mib) as folder, Scene({}, cgroup=str(folder)) as scene:
+    with memory_group(memory_mib) as folder, Scene({}, cgroup=folder) as scene:
         looks: list[tuple[float, float, float]] = []
         began_s = time.monotonic()
 
@@ -62,7 +62,7 @@ def _memory_hog(folder: Path, memory_mib: int, look_until: Any) -> tuple[float, 
     """It takes what there is, up to LEFT_MIB, in steps as a program does that loads something."""
     hog = subprocess.Popen([sys.executable, "-c", HOG], stdin=subprocess.PIPE, text=True)
     assert hog.stdin is not None
-    add(str(folder), hog.pid)
+    join(folder, hog.pid)
     started_s = time.monotonic()
     while time.monotonic() < started_s + HOG_S:
         if (wanted := int(memory_mib - LEFT_MIB - used_mib(folder))) > 0:

@@ -20,6 +20,7 @@ import urllib3
 from backends import engine, modelserver
 from backends.modelserver import ModelServer, ModelServerFailed
 from config import Settings, load
+from tests.real.memory_group import NoGroup, memory_group
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 STUB = f"{shlex.quote(sys.executable)} {shlex.quote(str(Path(__file__).with_name('openai_stub.py')))} {{port}}"
@@ -201,6 +202,35 @@ def test_a_port_that_was_taken_meanwhile(start: Callable[..., ModelServer], monk
         real, taken = modelserver._free_port, [other.getsockname()[1]]
         monkeypatch.setattr(modelserver, "_free_port", lambda: taken.pop() if taken else real())
         assert ask(start(MODEL_COMMAND=STUB), "hello")
+
+
+STARVED = """
+import os, sys
+from pathlib import Path
+from backends.modelserver import ModelServer, ModelServerFailed
+from config import load
+from tests.real.memory_group import join
+join(Path(sys.argv[1]), os.getpid())
+try:
+    ModelServer(load(), 0, lambda line: None).start()
+except ModelServerFailed as failed:
+    print(failed.permanent, failed.message)
+"""
+
+
+def test_want_of_memory_at_load_is_explained() -> None:
+    """In a cgroup that holds the file, and not the slots' contexts as well: the kernel kills it."""
+    try:
+        with memory_group(200) as folder:
+            environ = {**os.environ, "NODE_TYPE": "local", "MODEL_NAME": "m", "PULSAR_URL": "pulsar://127.0.0.1:1",
+                       "MODEL_PATH": weights(), "PYTHONPATH": str(ROOT)}  # fmt: skip
+            done = subprocess.run([sys.executable, "-c", STARVED, str(folder)], env=environ, capture_output=True, text=True, timeout=90)
+    except NoGroup as why:
+        pytest.skip(str(why))
+    assert done.stdout.startswith("False the model server for SmolLM2-135M-Instruct.Q4_1.gguf did not start"), done.stdout + done.stderr
+    assert "the kernel killed it: the model does not fit into the memory that there is: its file has 94 MiB" in done.stdout
+    assert "slots of 4,096 tokens come on top" in done.stdout and "of 200 MiB of memory were free in cgroup /" in done.stdout
+    assert "lower MAX_PROCESS_NUM" in done.stdout
 
 
 def test_a_server_that_dies_later_is_reported(start: Callable[..., ModelServer]) -> None:

@@ -51,3 +51,8 @@ def _remove(folder: Path) -> None:
             folder.rmdir()
             return
         time.sleep(0.1)
+
+
+def join(folder: Path, pid: int) -> None:
+    """From now on its memory counts here, and that of what it starts."""
+    (folder / "cgroup.procs").write_text(str(pid))
