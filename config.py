@@ -209,7 +209,7 @@ class Settings:
     )
     res_topic_name: str = variable("res-topic", _topic, "topic of the usage records")
     state_dir: str = variable(
-        "", _folder, "folder for what has to outlive the node: the journal that counts attempts over its death, the embedded broker's messages",
+        "", _folder, "folder for what has to outlive the node: the journal that counts attempts over its death, the embedded broker's messages, the model servers' logs",
         shown_default="no journal; all in one: state/ beside supervisor.py",
     )
     debug: bool = variable(False, _flag, "true: a more talkative log")

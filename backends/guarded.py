@@ -21,6 +21,7 @@ from errors import killed_by
 MARK = "WORKERNODE_GUARDED"
 KEPT_LINES, KEPT_LINE_CHARACTERS = 100, 400
 QUOTED_LINES = 6
+MAX_LOG_BYTES = 4 << 20
 SWEEP_DEADLINE_S = 5.0
 ANSI_SEQUENCE = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
@@ -29,10 +30,12 @@ class Guarded:
     """Starts `command` at once, in a session of its own: a terminal's Ctrl-C is for the node, which then ends it in order.
 
     Its guard ends it when this process ends, however that happens. Output is read by a thread into a ring of its last
-    lines, so that it can neither fill a disk nor a pipe. Raises OSError where not even the guard could be started.
+    lines, so that it can neither fill a disk nor a pipe, and into the file `log`, where one is named: it and the one before
+    it hold MAX_LOG_BYTES each. Raises OSError where not even the guard could be started.
     """
 
-    def __init__(self, command: list[str], environ: Mapping[str, str]) -> None:
+    def __init__(self, command: list[str], environ: Mapping[str, str], log: Path | None = None) -> None:
+        self._log = log
         self._mark = f"{os.getpid()}-{secrets.token_hex(8)}"
         self._lines: deque[str] = deque(maxlen=KEPT_LINES)
         self._ended = threading.Event()
@@ -105,6 +108,8 @@ class Guarded:
         self._guard.stdout.close()
 
     def _keep(self, lines: list[bytes]) -> None:
+        if self._log is not None and lines:
+            self._log = _written(self._log, b"".join(line + b"\n" for line in lines if line))
         for line in lines[-KEPT_LINES:]:
             self._lines.append(ANSI_SEQUENCE.sub("", line.decode(errors="replace"))[:KEPT_LINE_CHARACTERS])
 
@@ -121,6 +126,18 @@ class Guarded:
                 with contextlib.suppress(OSError):
                     os.kill(pid, signal.SIGKILL)
             time.sleep(0.02)
+
+
+def _written(log: Path, text: bytes) -> Path | None:
+    """The file to go on with; None where it cannot be written to: a model is not to end for want of a log."""
+    try:
+        if log.exists() and log.stat().st_size > MAX_LOG_BYTES:
+            log.replace(log.with_suffix(".log.1"))
+        with log.open("ab") as file:
+            file.write(text)
+    except OSError:
+        return None
+    return log
 
 
 def _marked(mark: bytes) -> list[int]:

@@ -8,6 +8,7 @@ import re
 import socket
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import urllib3
@@ -107,11 +108,15 @@ class ModelServer:
         given = engine.environment(os.environ, self._settings.secrets, chosen)
         self.base_url = f"http://127.0.0.1:{port}/v1"
         try:
-            self._process = Guarded(chosen.command(port), given)
+            self._process = Guarded(chosen.command(port), given, self._log_file())
         except OSError as error:  # no more processes or descriptors to be had: not the model's fault
             raise ModelServerFailed(f"no process for {self._name} could be started: {error}", permanent=False) from error
         if self._stopped:
             self._process.stop(0)
+
+    def _log_file(self) -> Path | None:
+        folder = self._settings.state_dir
+        return Path(folder) / f"model-server-{self._replica}.log" if folder and Path(folder).is_dir() else None
 
     def _await_health(self, deadline: float) -> bool:
         """True once healthy, False if it ended before. Raises ModelServerFailed when the time is over."""

@@ -2,9 +2,10 @@
 
 Each run is a node of its own: with a fixed limit (MAX_PROCESS_NUM, LOCAL_ADAPTIVE=false), or with 16 slots and the limit
 left to itself ("0"). Prints tokens a second from a few seconds after the start on, medians of the runs, and the share of the
-best fixed limit that the adaptive one reached. `--request-mib 150 --memory-mib 1800`: the model server takes so much for
-each request, in a cgroup of so much; then it is about who stays alive. `--save FILE` adds the runs to a file, from which
-those of earlier calls are taken in.
+best fixed limit that the adaptive one reached. Only seconds in which other programs used next to nothing of the CPU count;
+and the adaptive limit takes no notice of them, as that is local_trace's matter. `--request-mib 100 --memory-mib 1400`: the
+model server takes so much for each request, in a cgroup of so much; then it is about who stays alive. `--save FILE` adds
+the runs to a file, from which those of earlier calls are taken in.
 """
 
 from __future__ import annotations
@@ -21,11 +22,11 @@ from bench.local_node import SERVER, Scene
 from tests.real.memory_group import memory_group
 
 ADAPTIVE = 0
-QUIET_SHARE = 0.1  # of other programs, of the CPU
+QUIET_SHARE = 0.15  # of other programs, of the CPU
 
 
 def run(limit: int, options: argparse.Namespace) -> dict[str, Any]:
-    variables = {"LOCAL_ADAPTIVE": "true"} if limit == ADAPTIVE else {"LOCAL_ADAPTIVE": "false", "MAX_PROCESS_NUM": str(limit)}
+    variables = {"LOCAL_OTHERS_CPU_PERCENT": "99"} if limit == ADAPTIVE else {"LOCAL_ADAPTIVE": "false", "MAX_PROCESS_NUM": str(limit)}
     server = f"{SERVER} --request-mib {options.request_mib}"
     with contextlib.ExitStack() as stack:
         folder = stack.enter_context(memory_group(options.memory_mib)) if options.memory_mib else None
@@ -66,6 +67,7 @@ def said(found: dict[str, Any]) -> str:
 
 
 def summary(runs: list[dict[str, Any]]) -> None:
+    runs = [found for found in runs if found["quiet_s"]]
     medians = {limit: statistics.median(r["rate"] for r in runs if r["limit"] == limit) for limit in sorted({r["limit"] for r in runs})}
     for limit, rate in medians.items():
         of_limit = [r for r in runs if r["limit"] == limit]

@@ -17,7 +17,7 @@ import psutil
 import pytest
 import urllib3
 
-from backends import engine, modelserver
+from backends import engine, guarded, modelserver
 from backends.modelserver import ModelServer, ModelServerFailed
 from config import Settings, load
 from tests.real.memory_group import NoGroup, memory_group
@@ -123,6 +123,16 @@ def test_a_talkative_server_is_not_blocked_by_its_own_output(start: Callable[...
     assert ask(server, "hello")
     server.stop(2.0)
     assert len(server.exit_report()) < 4000
+
+
+def test_its_log_is_kept_beside_the_nodes_state_and_stays_small(
+    start: Callable[..., ModelServer], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(guarded, "MAX_LOG_BYTES", 500_000)
+    server = start(MODEL_COMMAND=f"{STUB} --flood", STATE_DIR=str(tmp_path))
+    server.stop(2.0)
+    kept = [path.read_bytes() for path in (tmp_path / "model-server-0.log.1", tmp_path / "model-server-0.log")]
+    assert b"line 19000 " in b"".join(kept) and all(len(text) < 1_000_000 for text in kept)
 
 
 @pytest.mark.parametrize(
