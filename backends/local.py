@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
     from config import Settings
 
 STOP_WITHIN_S = 3.0  # below what the supervisor gives the child
+CERTAIN_WITHIN_S, ASK_AGAIN_EACH_S = 5.0, 0.05
 REPLACED_WITHIN_S = 0.3  # it is of no use any more
 
 
@@ -26,6 +29,7 @@ class LocalBackend:
         self._settings, self._threads = settings, threads
         self._server = ModelServer(settings, replica, say)
         self._watch: Watch | None = None
+        self._is_over = threading.Event()
         self._api: ApiBackend | None = None
 
     def start(self) -> int:
@@ -44,8 +48,17 @@ class LocalBackend:
             self._api.answer(call, sink, account)
         except UpstreamFailed as failed:
             if verdict(failed.failure).scope is Scope.RETRY:
-                self._watch.doubt()
+                self._await_certainty(call.run, self._watch)
             raise
+
+    def _await_certainty(self, run: Run, watch: Watch) -> None:
+        """Its slot stays taken until it is known whether the server still serves: one that fails at once would otherwise
+        fail everybody who waits, one attempt after the other."""
+        doubt, until_s = watch.doubt(), time.monotonic() + CERTAIN_WITHIN_S
+        run.step(CERTAIN_WITHIN_S)
+        while not watch.is_settled(doubt) and not self._is_over.is_set() and time.monotonic() < until_s:
+            run.wait(self._is_over.is_set, ASK_AGAIN_EACH_S)
+            run.check()
 
     def reach(self, run: Run) -> None:
         assert self._api is not None, "a probe came before the model server was ready"
@@ -53,10 +66,12 @@ class LocalBackend:
 
     def check(self) -> None:
         if not self._server.alive():
+            self._is_over.set()
             raise BackendUnusable(f"the model server died: {self._server.exit_report()}", permanent=False)
         if self._watch is not None and (wrong := self._watch.look()):
             words = f"the model server is replaced: {wrong}{self._server.quoted()}"
             self._server.stop(REPLACED_WITHIN_S)  # what runs there would wait for ever
+            self._is_over.set()
             raise BackendUnusable(words, permanent=False)
 
     def pids(self) -> list[int]:

@@ -44,15 +44,20 @@ class Watch:
         self._found: list[str] = []  # by the latest looks
         self._heard_s = time.monotonic()
         self._asking: threading.Thread | None = None
-        self._doubted = threading.Event()
+        self._doubts = self._settled = 0  # how many there were, and how many of them are answered
         self._answers_errors = ""
 
     def saw_output(self) -> None:
         self._heard_s = time.monotonic()
 
-    def doubt(self) -> None:
-        """A request failed as if it were the server's fault."""
-        self._doubted.set()
+    def doubt(self) -> int:
+        """A request failed as if it were the server's fault. Returned: what to ask `is_settled` for."""
+        self._doubts += 1
+        return self._doubts
+
+    def is_settled(self, doubt: int) -> bool:
+        """Whether the server was found to serve since."""
+        return self._settled >= doubt
 
     def look(self) -> str:
         """What is wrong with it, "" while nothing is known to be."""
@@ -88,12 +93,11 @@ class Watch:
 
     def _ask_if_doubted(self) -> None:
         """Apart from the looks: an answer may take its time."""
-        if self._doubted.is_set() and (self._asking is None or not self._asking.is_alive()):
-            self._doubted.clear()
-            self._asking = threading.Thread(target=self._ask, name="model-doubt", daemon=True)
+        if self._doubts > self._settled and (self._asking is None or not self._asking.is_alive()):
+            self._asking = threading.Thread(target=self._ask, args=(self._doubts,), name="model-doubt", daemon=True)
             self._asking.start()
 
-    def _ask(self) -> None:
+    def _ask(self, doubt: int) -> None:
         asked_s = time.monotonic()
         try:
             url, body = f"{self._server.base_url}/chat/completions", {"model": self._model, **QUESTION}
@@ -101,8 +105,11 @@ class Watch:
         except urllib3.exceptions.TimeoutError:
             if self._heard_s < asked_s:
                 self._answers_errors = "it hangs: it answers no request"
+            self._settled = doubt  # others have their answers: it is busy
         except urllib3.exceptions.HTTPError as error:
             self._answers_errors = f"it runs, and breaks off each request ({type(error).__name__})"
         else:
             if answer.status >= 500:
                 self._answers_errors = f"it runs, and answers each request with status {answer.status}"
+                return
+            self._settled = doubt

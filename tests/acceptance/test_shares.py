@@ -14,7 +14,7 @@ from tests.real.node import NodeProcess
 from tests.real.requester import Requester
 from tests.real.topics import Topics
 
-REQUESTS, SLOTS = 240, (2, 6)
+REQUESTS, SLOTS = 160, (2, 6)
 
 
 def local(pulsar: Broker, model: str, slots: int) -> NodeProcess:
@@ -35,7 +35,7 @@ def test_work_goes_to_nodes_in_proportion_to_their_limits(pulsar: Broker) -> Non
             stack.enter_context(local(pulsar, model, slots))
         ids = [str(uuid.uuid4()) for _ in range(REQUESTS)]
         for request_id in ids:
-            data = {"mock": "mock?latency=200ms", "messages": [{"role": "user", "content": "hi"}]}
+            data = {"mock": "mock?latency=500ms", "messages": [{"role": "user", "content": "hi"}]}
             topics.publish({"request_id": request_id, "stream": False, "endpoint": requester.http_url, "data": data})
         topics.flush()
         records = sorted(topics.records_of(set(ids), within_s=60), key=lambda record: record["timestamps_ms"]["answered"])
