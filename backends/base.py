@@ -23,12 +23,14 @@ class BackendUnusable(Exception):
 class Call:
     """One request: `data` is the OpenAI body, `stream` whether the requester wants chunks, `deadline_at_s` monotonic.
 
-    run: to be told by when the next step is due, and to hold what is waited on, so that the call can be ended."""
+    run: to be told by when the next step is due, and to hold what is waited on, so that the call can be ended.
+    traceparent: W3C trace context, to be passed on; "" where there is none."""
 
     data: bytes
     stream: bool
     deadline_at_s: float
     run: Run
+    traceparent: str = ""
 
 
 @dataclass

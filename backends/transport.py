@@ -57,7 +57,7 @@ class Transport:
             self._pool = urllib3.HTTPConnectionPool(host, port, **options)
             self._pool.ConnectionCls = PlainConnection
 
-    def post(self, body: bytes, run: Run, *, answer_by_s: float) -> Response:
+    def post(self, body: bytes, run: Run, *, answer_by_s: float, traceparent: str = "") -> Response:
         """Send; return when the headers are there. `answer_by_s`: monotonic. Raises UpstreamFailed, and what the run was
         ended for, which shuts the connection."""
         left_s = answer_by_s - time.monotonic()
@@ -65,9 +65,10 @@ class Transport:
             raise UpstreamFailed(Failure("timeout", "no time was left to ask"))
         connect_s = min(self._connect_timeout_s, left_s)
         run.step(connect_s + left_s)
+        headers = {**self._headers, "traceparent": traceparent} if traceparent else self._headers
         try:
             with used_by(run):
-                return Response(self._sent(body, urllib3.Timeout(connect=connect_s, read=left_s)), run)
+                return Response(self._sent(body, headers, urllib3.Timeout(connect=connect_s, read=left_s)), run)
         except BaseException as error:
             run.let_go()
             run.check()
@@ -89,9 +90,9 @@ class Transport:
         finally:
             run.let_go()
 
-    def _sent(self, body: bytes, timeout: urllib3.Timeout) -> urllib3.BaseHTTPResponse:
+    def _sent(self, body: bytes, headers: dict[str, str], timeout: urllib3.Timeout) -> urllib3.BaseHTTPResponse:
         return self._pool.urlopen(
-            "POST", self._target, body, self._headers, preload_content=False, redirect=False, timeout=timeout, retries=False
+            "POST", self._target, body, headers, preload_content=False, redirect=False, timeout=timeout, retries=False
         )
 
     def close(self) -> None:

@@ -103,7 +103,7 @@ class Worker:
             return undeliverable(piece.run.number, str(why))
 
     def _answer(self, task: Task, piece: _Piece, way: Delivery) -> None:
-        call = Call(task.data, task.stream, task.deadline_at_s, piece.run)
+        call = Call(task.data, task.stream, task.deadline_at_s, piece.run, task.traceparent)
         if not self._settings.debug:
             self._backend.answer(call, way, piece.account)
             return

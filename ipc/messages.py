@@ -13,7 +13,7 @@ import msgspec
 
 class Task(msgspec.Struct, frozen=True, tag="task"):
     """Supervisor → child: compute this request and answer it. `number` names it on this channel; `link`: the address of
-    the link that its gateway offers (docs/api.md), "" where there is none."""
+    the link that its gateway offers (docs/api.md), `traceparent`: for the upstream; "" where there is none."""
 
     number: int
     request_id: str
@@ -24,6 +24,7 @@ class Task(msgspec.Struct, frozen=True, tag="task"):
     deadline_at_s: float
     attempt: int
     link: str = ""
+    traceparent: str = ""
 
 
 class Refuse(msgspec.Struct, frozen=True, tag="refuse"):

@@ -5,6 +5,7 @@ The chat-completion body (`data`) stays undecoded bytes: of a megabyte only the 
 
 from __future__ import annotations
 
+import re
 from functools import lru_cache
 from typing import Any
 from urllib.parse import urlsplit
@@ -12,6 +13,12 @@ from urllib.parse import urlsplit
 import msgspec
 
 LONGEST_ID = 200
+# Of a later version more may follow behind another dash. Ids of zeros are none, and there is no version ff.
+_TRACEPARENT = re.compile(
+    r"(?:00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}"
+    r"|(?!00|ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(?:-[0-9a-zA-Z_-]{1,400})?)",
+    re.ASCII,
+)
 LINK_VERSION = 1
 
 
@@ -53,6 +60,17 @@ def decode(payload: bytes) -> Request:
         return request
     except (ValueError, RecursionError) as error:  # ValueError: msgspec's own, and text that is no UTF-8
         raise _salvage(payload, str(error)) from None
+
+
+def traceparent_of(request: Request) -> str:
+    """The W3C trace context of the requester's headers, as `00-<trace id>-<parent id>-<flags>`; "" where there is none, or
+    none that is valid. Gateways write a header's name as Go does; others may have left it as it came."""
+    headers = (request.metadata or {}).get("headers")
+    if not isinstance(headers, dict):
+        return ""
+    values = headers.get("Traceparent") or headers.get("traceparent")
+    value = values[0] if isinstance(values, list) and len(values) == 1 else values  # two of them are none
+    return value if isinstance(value, str) and _TRACEPARENT.fullmatch(value) else ""
 
 
 def link_of(request: Request) -> str:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from messaging.envelope import Request, UnreadableRequest, decode, encode
+from messaging.envelope import Request, UnreadableRequest, decode, encode, traceparent_of
 
 GOOD: dict[str, Any] = {
     "request_id": "4e0b8a0e", "stream": True, "endpoint": "ws://host:1/res/ws",
@@ -110,3 +110,34 @@ def test_anything_is_a_request_or_an_unreadable_one(data: bytes) -> None:
         assert isinstance(unreadable.request_id, str | None) and isinstance(unreadable.stream, bool)
     else:
         assert isinstance(request, Request) and request.request_id and bytes(request.data).startswith(b"{")
+
+
+TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+
+
+def traced(headers: Any) -> str:
+    return traceparent_of(decode(payload(metadata={"headers": headers})))
+
+
+@pytest.mark.parametrize("name", ["Traceparent", "traceparent"])
+@pytest.mark.parametrize("value", [TRACE, TRACE.replace("00-", "cc-", 1), TRACE.replace("00-", "cc-", 1) + "-what-will-be"])
+def test_a_trace_context(name: str, value: str) -> None:
+    assert traced({name: [value]}) == value
+    assert traced({name: value}) == value
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "", "x", TRACE.upper(), TRACE + "-more", TRACE + "\n", " " + TRACE, TRACE[:-1], TRACE.replace("00-", "ff-", 1),
+        "00-" + "0" * 32 + "-b7ad6b7169203331-01", "00-0af7651916cd43dd8448eb211c80319c-" + "0" * 16 + "-01",
+        "cc" + TRACE[2:] + "-" + "x" * 401, TRACE + "\r\nX-Injected: 1",
+    ],
+)  # fmt: skip
+def test_what_is_no_trace_context_is_ignored(value: str) -> None:
+    assert traced({"Traceparent": [value]}) == ""
+
+
+@pytest.mark.parametrize("headers", [None, [], "x", {}, {"Traceparent": []}, {"Traceparent": [1]}, {"Traceparent": [TRACE, TRACE]}])
+def test_odd_headers_hold_no_trace_context(headers: Any) -> None:
+    assert traced(headers) == ""
