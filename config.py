@@ -115,6 +115,10 @@ def _host(value: str) -> str:
     return value
 
 
+def _is_loopback(host: str) -> bool:
+    return host.lower() in ("localhost", "::1", "[::1]") or host.startswith("127.")
+
+
 def _model_name(value: str) -> str:
     if "/" in value:
         last = value.rstrip("/").rsplit("/", 1)[-1] or "name"
@@ -214,7 +218,11 @@ class Settings:
     )
     debug: bool = variable(False, _flag, "true: a more talkative log")
     status_port: int = variable(
-        0, _whole(1, 65535), "port, on STATUS_HOST, for /livez and /readyz of the node", shown_default="none"
+        0, _whole(1, 65535), "port, on STATUS_HOST, for the node's page, /metrics, /livez and /readyz", shown_default="none"
+    )
+    allow_kill: bool = variable(
+        False, _flag, "true: the node's page may kill children, to see that nothing is lost, where STATUS_HOST is loopback",
+        shown_default="false; the demo may",
     )
     status_host: str = variable("127.0.0.1", _host, "address that STATUS_PORT binds; a pod's probes need 0.0.0.0")
     log_format: str = variable("text", _choice("text", "json"), "text or json")
@@ -386,6 +394,8 @@ def _conflicts(values: Mapping[str, Any], mistakes: list[str], gateway_alone: bo
         found.append(f"PULSAR_URL should be set {needs_queue}: the queue's address, like pulsar://localhost:6650")
     if gateway_alone:
         return found
+    if values.get("allow_kill") and not _is_loopback(values.get("status_host", "127.0.0.1")):
+        found.append("ALLOW_KILL should be set only where STATUS_HOST is this machine's own: set STATUS_HOST=127.0.0.1")
     node_type = values.get("node_type", "demo")
     if node_type != "demo" and "model_name" not in values and "MODEL_NAME" not in refused:
         found.append(f"MODEL_NAME should be set for NODE_TYPE={node_type}: the model's name, and the topic's")

@@ -386,6 +386,12 @@ _STATUS_BY_TYPE = {
     "timeout": 504,
 }
 
+_OURS = {
+    "request_expired", "invalid_message", "requester_gone", "requester_unknown", "undeliverable",
+    "node_child_died", "node_stopped", "node_error", "insufficient_quota",
+}
+KNOWN_CODES = frozenset(_OURS | _CONTEXT | _STATUS_BY_CODE.keys() | _STATUS_BY_TYPE.keys())  # all that may name a metric's label
+
 
 def http_status(error: ErrorObject) -> int:
     """The status that OpenAI would have sent with this error object; 500 where nothing is known of it."""

@@ -39,6 +39,16 @@ class _Sent:
     tokens_spent: float
 
 
+@dataclass(frozen=True)
+class Bucket:
+    """One limit: what is left of how much, by our estimate, and what this node allows itself a second."""
+
+    what: str
+    level: float
+    holds: float
+    pace: float
+
+
 class Budget:
     """`rpm`, `tpm`: set by hand, 0: not. `ramps`: whether to begin with one request."""
 
@@ -89,6 +99,19 @@ class Budget:
     def paused_s(self, now_s: float) -> float:
         """How long the pause after a refusal still takes; 0: there is none."""
         return max(0.0, self._paused_until_s - now_s)
+
+    @property
+    def guessed_pace(self) -> float | None:
+        """Requests a second, where refusals alone tell of a limit."""
+        return self._guessed.pace
+
+    def buckets(self, now_s: float) -> list[Bucket]:
+        """What headers tell of."""
+        known = {"requests": self._requests, "tokens": self._tokens}
+        return [
+            Bucket(what, max(0.0, bucket.level(now_s)), bucket.capacity, bucket.pace)
+            for what, bucket in known.items() if bucket is not None and bucket.speaks
+        ]  # fmt: skip
 
     def _is_free(self, now_s: float) -> bool:
         """Nothing is known of any limit."""

@@ -49,6 +49,11 @@ class Guessed:
     def is_active(self) -> bool:
         return self._pacer is not None
 
+    @property
+    def pace(self) -> float | None:
+        """Requests a second; None: unlimited."""
+        return self._pacer.rate if self._pacer is not None else None
+
     def refused(self, served_per_s: float, now_s: float, known: float | None = None) -> None:
         """`served_per_s`: how much was granted to us lately; `known`: to all nodes, where the upstream says that."""
         settled = now_s - self._refused_at_s > SETTLED_S

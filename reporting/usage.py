@@ -38,7 +38,7 @@ _CLIENT_HEADERS = ("user-agent", "x-forwarded-for", "x-real-ip", "x-request-id")
 @dataclass(frozen=True)
 class Ended:
     """A request that ended. Times are UTC milliseconds. `known_as`: its id, or that of a dead letter's retry; `error`: why
-    it has no result, where it has none."""
+    it has no result, where it has none; `trail`: what its attempts ended with."""
 
     request_id: str
     known_as: str
@@ -51,6 +51,8 @@ class Ended:
     outcome: Outcome
     error: dict[str, Any] | None = None
     dead_lettered: bool = False
+    trail: tuple[str, ...] = ()
+    traceparent: str = ""
 
     @cached_property
     def timestamps_ms(self) -> dict[str, float | None]:
@@ -99,6 +101,7 @@ def record(ended: Ended, settings: Settings, node: str) -> bytes:
         "upstream_model": _clean(outcome.upstream_model, secrets),
         "node": {"id": node, "type": settings.node_type, "version": NODE_VERSION},
         "client": client(ended.metadata, secrets),
+        "traceparent": ended.traceparent or None,
         "timestamps_ms": ended.timestamps_ms,
         "durations_ms": ended.durations_ms,
     }

@@ -104,6 +104,7 @@ class Dead:
     """A child that was reaped, and all that it had said and nobody had read."""
 
     child: Child
+    pid: int
     cause: str
     exit_code: int
     unread: list[FromChild] = field(default_factory=list)
@@ -333,9 +334,9 @@ class Crew:
             if fd in watched:
                 self._selector.unregister(fd)
         child.channel.close()
-        exit_code = child.process.exitcode
+        exit_code, pid = child.process.exitcode, child.process.pid
         child.process.close()
-        return Dead(child, child.killed_because or how_it_ended(exit_code), exit_code, messages)
+        return Dead(child, pid, child.killed_because or how_it_ended(exit_code), exit_code, messages)
 
     def _set_pause(self, place: _Place, lived_s: float, *, has_served: bool = False) -> None:
         """None for who lived long, and for a first death; who has served counts as a first: it did not fail to start."""

@@ -20,7 +20,11 @@ def run(arguments: list[str]) -> int:
     )
     parser.add_argument("--check", action="store_true", help="validate, reach for Pulsar and the upstream, say what is found; exit 0 or 78")
     parser.add_argument("--env-example", action="store_true", help="print the text of .env.example")
+    help_text = "one request's timeline, as the node that runs here tells it, or else its usage record"
+    parser.add_argument("command", nargs="*", metavar="where REQUEST_ID", help=help_text)
     options = parser.parse_args(arguments)
+    if options.command and (len(options.command) != 2 or options.command[0] != "where"):
+        parser.error(f"{' '.join(options.command)!r} is no command: there is `where REQUEST_ID`, and no command at all for the node")
     if options.env_example:
         print(config.env_example(), end="")
         return ExitCode.OK
@@ -29,6 +33,11 @@ def run(arguments: list[str]) -> int:
     except config.ConfigurationMistakes as mistakes:
         say_mistakes(mistakes.mistakes)
         return ExitCode.CONFIGURATION
+    if options.command:
+        from messaging.client import leave
+        from status.where import where
+
+        leave(where(settings, options.command[1]))
     set_up_log(settings, "node")
     if options.check:
         from supervision.check import check

@@ -14,7 +14,7 @@ published twice. It is one entry all the same, until all of its messages can be 
 from __future__ import annotations
 
 import enum
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Hashable
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
@@ -88,6 +88,16 @@ class Ledger(Generic[Job]):
         self._slots: dict[int, int] = {}
         self._settled_keys, self._answered_ids = _Memory(), _Memory()
         self._last_number = 0
+        self.ended = self.given_back = 0
+
+    @property
+    def taken(self) -> int:
+        """How many were ever admitted: each has ended, was given back, or is open still."""
+        return self._last_number
+
+    def open_states(self) -> Counter[State]:
+        """Of all that have neither ended nor been given back."""
+        return Counter(entry.state for entry in self._entries.values() if entry.state is not State.SETTLING)
 
     def judge(self, key: Hashable, request_id: str | None) -> Admission:
         if self.holder(key, request_id) is not None:
@@ -100,6 +110,10 @@ class Ledger(Generic[Job]):
         """The entry that a HELD message belongs to."""
         if key in self._by_key or request_id is None or key in self._settled_keys.items:
             return self._by_key.get(key)
+        return self._by_id.get(request_id)
+
+    def of_id(self, request_id: str) -> Entry[Job] | None:
+        """The request that is known by this id, while it is in hand."""
         return self._by_id.get(request_id)
 
     def join(self, entry: Entry[Job], key: Hashable) -> None:
@@ -155,7 +169,10 @@ class Ledger(Generic[Job]):
         self._lines[entry.line].pop(entry.number, None)
         self._leave_child(entry)
         entry.state, entry.answered = State.SETTLING, answered
-        if not answered:
+        if answered:
+            self.ended += 1
+        else:
+            self.given_back += 1
             self._forget_id(entry)
 
     def forget(self, entry: Entry[Job]) -> None:

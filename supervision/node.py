@@ -21,6 +21,7 @@ from messaging.consumer import Consumer, Notice, ReceivingFailed
 from messaging.handshake import QueueTrouble
 from messaging.publisher import Publish, Publisher
 from reporting.events import Events
+from status.status import Status
 from supervision.children import LONGEST_PAUSE_S, Child, Crew, Dead
 from supervision.dispatch import Dispatcher
 from supervision.embedded import with_broker
@@ -29,9 +30,9 @@ from supervision.ledger import Line
 from supervision.limit import LocalLimit
 from supervision.mailbox import Mailbox
 from supervision.notify import Notifier
+from supervision.portrait import Portrait, kind_of_death
 from supervision.requests import Pushback, Requests
 from supervision.roles import BROKER, GATEWAY, backend_role, child_count, roles
-from supervision.status import Status
 from supervision.trouble import QueueTroubles, Spell, UpstreamTrouble, as_reason
 from supervision.upstream import Upstream
 
@@ -85,11 +86,12 @@ class Node:
         self._consumer = Consumer(settings, self._mailbox.put, self._mailbox.wake)
         self._publisher = Publisher(self._consumer.client)
         journal = Journal(Path(settings.state_dir) if settings.state_dir else None, settings.request_ttl_s)
-        self._requests = Requests(settings, self._publish, self._consumer.acknowledge, dice, journal)
+        self._status = Status(settings, self._mailbox.wake)
+        self._requests = Requests(settings, self._publish, self._consumer.acknowledge, dice, journal, self._status)
         self._limit = LocalLimit(settings)
         self._upstream = Upstream(settings, dice)
         self._dispatcher = Dispatcher(self._crew, self._requests, self._upstream)
-        self._status = Status(settings)
+        self._portrait = Portrait(settings, self._crew, self._requests, self._limit, self._upstream, self._publisher)
         self._notifier = Notifier()
         self._events = Events(settings)
         self._queue_troubles = QueueTroubles(self._events)
@@ -124,7 +126,7 @@ class Node:
                 self._dispatcher.run()
                 self._retire()
                 self._ask_for_more()
-                self._status.tell(self._why_not_ready())
+                self._status.tell(self._why_not_ready(), self._portrait)
                 self._notifier.tell(self._why_not_ready(), f"{self._requests.ledger.in_hand()} in flight, limit {self._most()}")
             self._end()
         except SecondSignal as second:
@@ -182,6 +184,8 @@ class Node:
         words = f"; {aboard} requests were aboard" if dead.child.role.capacity else ""
         level = "INFO" if expected else "DEBUG" if self._is_looping else "WARNING"
         logger.log(level, "{} ended: {}{}", dead.child.role.name, dead.cause, words)
+        kind = kind_of_death(dead.child.killed_because, dead.exit_code)
+        self._status.died(dead.child.role.name, dead.pid, dead.cause, kind, expected=expected, aboard=aboard)
         self._dispatcher.died(dead.child)
         if self._crew.is_in_crash_loop() and not self._is_looping:
             self._is_looping = True

@@ -19,7 +19,7 @@ from loguru import logger
 from errors import error_object
 from ipc.messages import Outcome, Refuse, Task
 from messaging import redelivery
-from messaging.envelope import Request, UnreadableRequest, decode, link_of
+from messaging.envelope import Request, UnreadableRequest, decode, link_of, traceparent_of
 from messaging.line import Key, Received
 from messaging.publisher import Publish
 from messaging.redelivery import History
@@ -32,6 +32,7 @@ from supervision.ledger import Admission, Entry, Ledger, Line, State
 
 if TYPE_CHECKING:
     from config import Settings
+    from status.status import Status
 
 MAX_DEAD_LETTER_BYTES = 4 << 20  # below Pulsar's limit of 5 MiB for a message with its properties
 MOST_ALONE, ALONE_DELAY_S = 4, 2.0  # in hand at once, of requests that run alone
@@ -77,9 +78,10 @@ class Requests:
         acknowledge: Callable[[Received], None],
         dice: random.Random,
         journal: Journal | None = None,
+        status: Status | None = None,
     ) -> None:
         self._settings, self._publish, self._acknowledge, self._dice = settings, publish, acknowledge, dice
-        self._journal = journal or Journal(None)
+        self._journal, self._status = journal or Journal(None), status
         self._node, self._end_log = node_id(), EndLog(settings)
         self.ledger: Ledger[Job] = Ledger()
 
@@ -160,7 +162,8 @@ class Requests:
             deadline_at_s = max(deadline_at_s, time.monotonic() + REFUSAL_WITHIN_S)
             return Refuse(*common, job.refusal, job.received_at_s, deadline_at_s, history.attempt, link)
         self._journal.dispatched(entry.request_id or "", history.attempt, history.deaths)
-        return Task(*common, bytes(request.data), job.received_at_s, deadline_at_s, history.attempt, link)
+        trace = traceparent_of(request)
+        return Task(*common, bytes(request.data), job.received_at_s, deadline_at_s, history.attempt, link, trace)
 
     # coming back
 
@@ -292,6 +295,8 @@ class Requests:
         """It comes back before its time is over, as its requester waits for the refusal then."""
         job = entry.job
         delay_s = min(delay_s, self._ttl_left_s(history, _now_ms()))
+        if self._status is not None:
+            self._status.given_back(job.request.request_id, job.received_ms, job.history.attempt, history, delay_s)
         properties = {**job.received.properties, **redelivery.write_history(history)}
         topic = request_topic(self._settings.model_name)
         self._settle(entry, [Publish(topic, job.received.payload, properties, delay_s)], answered=False)
@@ -303,8 +308,11 @@ class Requests:
             publishes.append(self._dead_letter(job, outcome))
         if job.request.request_id:
             ended = _ended(entry, outcome)
-            publishes.append(Publish(self._settings.res_topic_name, record(ended, self._settings, self._node), batched=True))
+            told = record(ended, self._settings, self._node)
+            publishes.append(Publish(self._settings.res_topic_name, told, batched=True))
             self._end_log.say(ended)
+            if self._status is not None:
+                self._status.ended(ended, told)
         self._settle(entry, publishes, answered=True)
 
     def _dead_letter(self, job: Job, outcome: Outcome) -> Publish:
@@ -345,7 +353,8 @@ def _ended(entry: Entry[Job], outcome: Outcome) -> Ended:
     error = outcome.error if outcome.end == "answered" else job.refusal or outcome.error
     return Ended(
         job.request.request_id, entry.request_id or "", job.request.stream, job.request.metadata, job.history.attempt,
-        job.history.published_ms, job.received_ms, job.dispatched_ms, outcome, error, job.dead_letter,
+        job.history.published_ms, job.received_ms, job.dispatched_ms, outcome, error, job.dead_letter, job.history.trail,
+        traceparent_of(job.request),
     )
 
 

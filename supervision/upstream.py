@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from ipc.messages import Outcome, Rates, Task
-from limits.budget import Budget
+from limits.budget import UNLIMITED, Budget
+from status.facts import BucketFacts, UpstreamFacts
 from supervision.trouble import Spell
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ class Upstream:
             "the upstream wants less; receiving pauses, and goes on slower: {message}",
             "the upstream refuses no more; it did {count} times, over {lasted_s} s",
         )
+        self._refused = 0
         self._budget = Budget(dice, **limits, ramps=settings.node_type == "remote")
 
     def room(self) -> int:
@@ -64,7 +66,16 @@ class Upstream:
             self._budget.ended(outcome.number, tokens or None, now_s)
             return
         self._budget.refused(outcome.number, outcome.wait_s, now_s, over_limit=error.get("code") not in _AWAY)
+        self._refused += 1
         self._refusals.meet(str(error.get("message")), now_s)
+
+    def facts(self) -> UpstreamFacts:
+        now_s = time.monotonic()
+        room = self._budget.room(now_s)
+        buckets = [BucketFacts(b.what, b.level, b.holds, b.pace) for b in self._budget.buckets(now_s)]
+        return UpstreamFacts(
+            self._budget.paused_s(now_s), None if room >= UNLIMITED else room, self._refused, self._budget.guessed_pace, buckets
+        )
 
     def look(self) -> None:
         """Called each turn."""
