@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from config import Settings
     from messaging.redelivery import History
 
+MOST_NEW = 100
+LONGEST = 500  # of what others have said
+
 
 @dataclass(frozen=True)
 class Death:
@@ -33,7 +36,7 @@ class Death:
 
 
 class Book:
-    """`snapshot`: the newest; None before the loop's first turn."""
+    """`latest`: the newest snapshot, and how requests had ended by then; None before the loop's first turn."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings, self.node, self.started_s = settings, node_id(), time.time()
@@ -42,28 +45,34 @@ class Book:
         self.deaths: dict[str, list[Death]] = {}  # by the child's name: there are few
         self.troubles = Troubles(settings.secrets)
         self.backlog = Backlog(settings)
-        self.snapshot: Snapshot | None = None
+        self.latest: tuple[Snapshot, dict[tuple[str, str], int]] | None = None
+        self._new: list[tuple[Ended, bytes]] = []
         self._second, self._next_point_s = Second(), 0.0
 
     # by the loop
 
     def ended(self, ended: Ended, record: bytes) -> None:
-        """Once for each request that has an id: about 5 µs."""
-        self.tally.add(ended)
-        outcome = ended.outcome
-        total_ms = None if outcome.answered_ms is None else outcome.answered_ms - ended.received_ms
-        first_ms = None if outcome.first_token_ms is None else outcome.first_token_ms - ended.received_ms
-        tokens = outcome.prompt_tokens + outcome.completion_tokens
-        self._second.add(answered=outcome.end == "answered", tokens=tokens, total_ms=total_ms, first_ms=first_ms)
-        why = redact(str(ended.error.get("message")), self.settings.secrets)[:500] if ended.error else ""
-        self.stories.ended(ended.request_id, record, why, ended.trail)
+        """Once for each request that has an id: only noted, and entered together with others."""
+        self._new.append((ended, record))
+        if len(self._new) >= MOST_NEW:
+            self.enter()
+
+    def enter(self) -> None:
+        """What is new."""
+        new, self._new = self._new, []
+        batch = [ended for ended, _ in new]
+        self.tally.add(batch)
+        self._second.add(batch)
+        for ended, record in new:
+            why = redact(str(ended.error.get("message")), self.settings.secrets)[:LONGEST] if ended.error else ""
+            self.stories.ended(ended.request_id, record, why, ended.trail)
 
     def given_back(self, request_id: str, received_ms: float, attempt: int, history: History, delay_s: float) -> None:
         is_tried = history.attempt > attempt
         why = f" after attempt {attempt}: {history.last_error}" if is_tried else ", no attempt counted"
         words = f"put back into the queue{why}" + (f"; due again in {delay_s:.1f} s" if delay_s else "")
         self.stories.note(request_id, Note(received_ms, f"received for attempt {attempt}"))
-        self.stories.note(request_id, Note(time.time() * 1000, redact(words, self.settings.secrets)[:500]))
+        self.stories.note(request_id, Note(time.time() * 1000, redact(words, self.settings.secrets)[:LONGEST]))
 
     def died(self, name: str, kind: str, death: Death) -> None:
         """`kind`: of a few, for the metrics."""
@@ -77,6 +86,7 @@ class Book:
 
     def add_point(self, snapshot: Snapshot) -> None:
         self._next_point_s = time.monotonic() + POINT_EACH_S
-        self.snapshot = snapshot
+        self.enter()
+        self.latest = snapshot, dict(self.tally.ends)  # of one moment, so that they add up
         self.series.append(self._second.point(snapshot.at_s, snapshot.in_hand, snapshot.limit, self.backlog.count))
         self._second = Second()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from typing import Any, BinaryIO
+from typing import Any
 
 import msgspec
 import psutil
@@ -18,6 +18,7 @@ from status.health import Health
 
 EACH_S = 1.0
 MOST_WATCHERS = 16
+DEATHS_SHOWN = 30
 
 
 class Feed:
@@ -31,18 +32,19 @@ class Feed:
     def leave_seat(self) -> None:
         self._seats.release()
 
-    def send(self, stream: BinaryIO, has_left: Callable[[float], bool]) -> None:
+    def send(self, write: Callable[[bytes], object], has_left: Callable[[float], bool]) -> None:
         """Until the watcher has left; `has_left` waits for that, so many seconds at most. First all points of the plots,
         then the newest. Raises OSError."""
-        stream.write(_event(self.whole()))
+        write(_event(self.whole()))
         while not has_left(EACH_S):
-            stream.write(_event(self.state()))
+            write(_event(self.state()))
 
     def whole(self) -> dict[str, Any]:
         return {**self.state(), "series": list(self._book.series)}
 
     def state(self) -> dict[str, Any]:
-        book, settings, snapshot = self._book, self._book.settings, self._book.snapshot
+        book, settings = self._book, self._book.settings
+        snapshot, ends = book.latest or (None, {})
         return {
             "at_s": time.time(),
             "started_s": book.started_s,
@@ -53,10 +55,11 @@ class Feed:
             "why_not_ready": self._health.why_not_ready,
             "snapshot": snapshot,
             "children": [self._child(child) for child in snapshot.children] if snapshot else [],
+            "deaths": self._deaths(),
             "point": book.series[-1] if book.series else None,
             "backlog": book.backlog.count,
             "troubles": book.troubles.latest(),
-            "totals": self._totals(),
+            "totals": self._totals(ends),
         }  # fmt: skip
 
     def _child(self, child: ChildFacts) -> dict[str, Any]:
@@ -68,14 +71,18 @@ class Feed:
             "restarts": count, "last_death": _death(deaths[-1]) if deaths else None,
         }  # fmt: skip
 
-    def _totals(self) -> dict[str, Any]:
+    def _deaths(self) -> list[dict[str, Any]]:
+        """The latest of all children."""
+        found = [{"name": name, **_death(death)} for name, deaths in list(self._book.deaths.items()) for death in list(deaths)]
+        return sorted(found, key=lambda death: death["at_s"])[-DEATHS_SHOWN:]
+
+    def _totals(self, ends: dict[tuple[str, str], int]) -> dict[str, Any]:
         tally = self._book.tally
         outcomes: dict[str, int] = {}
-        for (outcome, _), count in list(tally.ends.items()):
+        for (outcome, _), count in ends.items():
             outcomes[outcome] = outcomes.get(outcome, 0) + count
-        errors = [{"error": error, "outcome": outcome, "count": n} for (outcome, error), n in tally.ends.most_common() if error]
         return {
-            "outcomes": outcomes, "errors": errors[:8], "dead_letters": tally.dead_letters,
+            "outcomes": outcomes, "dead_letters": tally.dead_letters,
             "input_tokens": int(tally.input_tokens.sum), "output_tokens": int(tally.output_tokens.sum),
         }  # fmt: skip
 

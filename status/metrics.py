@@ -46,7 +46,8 @@ class _Node(Collector):
         yield _gauge("workernode_ready", "1 while the node takes requests.", float(not self._health.why_not_ready))
         yield from self._ends()
         yield from self._gen_ai()
-        if (snapshot := self._book.snapshot) is not None:
+        if self._book.latest is not None:
+            snapshot, _ = self._book.latest
             yield from self._now(snapshot)
             yield from _children(snapshot)
             yield from _upstream(snapshot)

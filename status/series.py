@@ -6,6 +6,8 @@ from collections import deque
 
 import msgspec
 
+from reporting.usage import Ended
+
 POINT_EACH_S = 1.0
 POINTS_KEPT = 600
 MOST_TIMES = 5000  # of one second that are looked at for its quantiles
@@ -32,21 +34,20 @@ class Second:
 
     def __init__(self) -> None:
         self.answered = self.failed = self.tokens = 0
-        self._totals: list[float] = []
-        self._firsts: list[float] = []
+        self._totals_ms: list[float] = []
+        self._firsts_ms: list[float] = []
 
-    def add(self, *, answered: bool, tokens: int, total_ms: float | None, first_ms: float | None) -> None:
-        self.answered += answered
-        self.failed += not answered
-        self.tokens += tokens
-        if answered and len(self._totals) < MOST_TIMES:
-            if total_ms is not None:
-                self._totals.append(total_ms)
-            if first_ms is not None:
-                self._firsts.append(first_ms)
+    def add(self, batch: list[Ended]) -> None:
+        answered = [e for e in batch if e.outcome.end == "answered"]
+        self.answered += len(answered)
+        self.failed += len(batch) - len(answered)
+        self.tokens += sum(e.outcome.prompt_tokens + e.outcome.completion_tokens for e in batch)
+        if len(self._totals_ms) < MOST_TIMES:
+            self._totals_ms += [e.outcome.answered_ms - e.received_ms for e in answered if e.outcome.answered_ms is not None]
+            self._firsts_ms += [e.outcome.first_token_ms - e.received_ms for e in answered if e.outcome.first_token_ms is not None]
 
     def point(self, at_s: float, in_hand: int, limit: int, backlog: int | None) -> Point:
-        totals, firsts = sorted(self._totals), sorted(self._firsts)
+        totals, firsts = sorted(self._totals_ms), sorted(self._firsts_ms)
         return Point(
             round(at_s, 1), in_hand, limit, backlog, self.answered, self.failed, self.tokens,
             _quantile(totals, 0.5), _quantile(totals, 0.95), _quantile(firsts, 0.5), _quantile(firsts, 0.95),

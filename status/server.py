@@ -7,6 +7,8 @@ import json
 import re
 import secrets
 import select
+import socket
+import socketserver
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING, Any
@@ -35,7 +37,7 @@ _PLACES = "there are /, /events, /state, /where/REQUEST_ID, /metrics, /livez and
 def serve(settings: Settings, health: Health, book: Book, desk: Desk) -> bool:
     """From now on, by threads of its own; False where the port cannot be had: the node works without."""
     try:
-        server = _Server((settings.status_host, settings.status_port), _handler(_Answers(settings, health, book, desk)))
+        server = _Server((settings.status_host.strip("[]"), settings.status_port), _handler(_Answers(settings, health, book, desk)))
     except OSError as error:
         place = f"{settings.status_host}:{settings.status_port}"
         logger.error("STATUS_PORT should be free to bind: {} is not ({}); the node works without", place, error)
@@ -52,9 +54,15 @@ class _Server(ThreadingHTTPServer):
     daemon_threads = True
     request_queue_size = 64
 
-    def __init__(self, *given: Any) -> None:
+    def __init__(self, place: tuple[str, int], handler: type[BaseHTTPRequestHandler]) -> None:
         self._seats = threading.BoundedSemaphore(MOST_CONNECTIONS)
-        super().__init__(*given)
+        self.address_family = socket.AF_INET6 if ":" in place[0] else socket.AF_INET
+        super().__init__(place, handler)
+
+    def server_bind(self) -> None:
+        """Without asking some name server who this is."""
+        socketserver.TCPServer.server_bind(self)
+        self.server_name, self.server_port = self.server_address[0], self.server_address[1]
 
     def process_request(self, request: Any, client_address: Any) -> None:
         if self._seats.acquire(blocking=False):
@@ -171,7 +179,7 @@ def _handler(answers: _Answers) -> type[BaseHTTPRequestHandler]:
                 self.send_header("Cache-Control", "no-store")
                 self.end_headers()
                 with contextlib.suppress(OSError):  # it has left
-                    answers.feed.send(self.wfile, self._has_left)
+                    answers.feed.send(self.wfile.write, self._has_left)
             finally:
                 answers.feed.leave_seat()
 

@@ -115,7 +115,7 @@ def of_in_hand(held: InHand, story: Story | None, now_ms: float) -> Timeline:
     words = f"it {_STATES.get(held.state, held.state)}{waits}"
     steps.append((now_ms, f"now: {words}"))
     facts = {"attempt": str(held.attempt), "stream": "yes" if held.stream else "no"}
-    return Timeline(held.request_id, "in the node's hands", False, words, _in_order(steps), list(held.trail), facts)
+    return Timeline(held.request_id, "the node's hands", False, words, _in_order(steps), list(held.trail), facts)
 
 
 def of_notes(request_id: str, story: Story) -> Timeline:

@@ -9,7 +9,10 @@ from urllib.parse import urlsplit
 import pulsar as pulsar_client
 import pytest
 
+from messaging.admin import PulsarAdmin
 from tests.real.brokers import Broker
+from tests.real.processes import wait_until
+from tests.real.pulsar_server import PulsarServer
 
 
 def _publish(server: Broker, topic: str, token: str | None = None) -> None:
@@ -58,3 +61,18 @@ def test_tokens_are_asked_for(token_pulsar: Broker) -> None:
     _publish(token_pulsar, "with-token", token_pulsar.token("admin"))
     with pytest.raises(pulsar_client.PulsarException):
         _publish(token_pulsar, "without-token", token_pulsar.token("admin")[:-2] + "xx")
+
+
+@pytest.mark.parametrize("partitions", [0, 2])
+def test_a_backlog_is_told_over_all_partitions(pulsar: Broker, partitions: int) -> None:
+    topic = f"backlog-{uuid.uuid4().hex[:8]}"
+    if partitions:
+        if not isinstance(pulsar, PulsarServer):
+            pytest.skip("the embedded broker has no partitioned topics")
+        pulsar.admin("PUT", f"persistent/public/default/{topic}/partitions", partitions)
+    _subscribe(pulsar, topic)
+    for _ in range(3):
+        _publish(pulsar, topic)
+    admin = PulsarAdmin(pulsar.admin_url)
+    wait_until(lambda: admin.backlog(topic, "s") == 3, within_s=30, what="a backlog of 3")
+    assert admin.backlog(topic, "another") == admin.backlog("nowhere", "s") == 0

@@ -11,30 +11,25 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import urllib3
 import yaml
 
-from tests.real.node import NodeProcess
-from tests.real.processes import REPOSITORY, free_port, wait_until
+from tests.real.processes import REPOSITORY, wait_until
+from tests.real.watched_node import WatchedNode
 
-HTTP = urllib3.PoolManager(retries=False, timeout=60)
 MONITORING = REPOSITORY / "deploy" / "monitoring"
 NAME = re.compile(r"\b(?:workernode|gen_ai|process)_[a-z_]+")
 PROMTOOL = shutil.which("promtool")
 
 
 @pytest.fixture(scope="module")
-def exposed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def exposed() -> Iterator[str]:
     """What a node says at /metrics after a request."""
-    port = free_port()
-    with NodeProcess({"STATUS_PORT": str(port), "STATE_DIR": str(tmp_path_factory.mktemp("state"))}, gateway=True) as node:
-        body = {"model": node.model, "messages": [{"role": "user", "content": "hi"}]}
-        assert HTTP.request("POST", f"{node.base_url}/chat/completions", json=body).status == 200
-        yield wait_until(lambda: _with_backlog(f"http://127.0.0.1:{port}/metrics"), within_s=60, what="the backlog")
+    with WatchedNode("http://127.0.0.1:1", NODE_TYPE="demo") as node:
+        assert node.ask()[0] == 200
+        yield wait_until(lambda: _with_backlog(node.metrics()), within_s=60, what="the backlog")
 
 
-def _with_backlog(url: str) -> str | None:
-    text = HTTP.request("GET", url).data.decode()
+def _with_backlog(text: str) -> str | None:
     return text if "\nworkernode_backlog " in text else None
 
 

@@ -42,12 +42,13 @@ class StillNode:
 
 
 def ended(request_id: str = "r", end: End = "answered", *, error: dict[str, Any] | None = None, **more: Any) -> Ended:
-    """Received 2 ms after it was published, sent 5 ms later, first output 100 ms and last 300 ms after that."""
-    outcome = Outcome(
-        1, end, error, prompt_tokens=12, completion_tokens=21, tokens_source="reported", upstream_sent_ms=AT_MS + 7,
-        first_token_ms=AT_MS + 107, last_token_ms=AT_MS + 307, answered_ms=AT_MS + 310,
-    )  # fmt: skip
-    return Ended(request_id, request_id, True, None, 1, AT_MS, AT_MS + 2, AT_MS + 3, outcome, error, **more)
+    """Received 2 ms after it was published, sent 5 ms later, first output 100 ms and last 300 ms after that; `more`: of its
+    outcome, or `trail`."""
+    trail = more.pop("trail", ())
+    times = {"upstream_sent_ms": AT_MS + 7, "first_token_ms": AT_MS + 107, "last_token_ms": AT_MS + 307, "answered_ms": AT_MS + 310}
+    fields: dict[str, Any] = {"prompt_tokens": 12, "completion_tokens": 21, "tokens_source": "reported", **times, **more}
+    outcome = Outcome(1, end, error, **fields)
+    return Ended(request_id, request_id, True, None, 1, AT_MS, AT_MS + 2, AT_MS + 3, outcome, error, trail=trail)
 
 
 def record_of(request_ended: Ended) -> bytes:

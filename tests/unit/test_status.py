@@ -46,6 +46,12 @@ def test_a_port_that_is_taken_is_said() -> None:
     Status(config.load({"STATUS_PORT": str(port)}), lambda: None)  # logged; the node works without
 
 
+def test_an_address_of_the_other_kind() -> None:
+    port = free_port()
+    Status(config.load({"STATUS_PORT": str(port), "HOST": "::1"}), lambda: None)
+    assert HTTP.request("GET", f"http://[::1]:{port}/livez").status == 200
+
+
 def test_without_a_port_nothing_is_kept() -> None:
     status = Status(config.load({}), lambda: None)
     status.tell("", StillNode())
