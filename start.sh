@@ -15,7 +15,7 @@ Usage: ./start.sh [demo|local|remote] [--docker]
   demo     a fixed answer
 
 The queue: PULSAR_URL where it is set; else the Pulsar in PULSAR_HOME or ./apache-pulsar-*, started here; else the
-embedded broker. PORT is the gateway's, 8081. Variables may stand in ./.env too; the environment goes before it.
+embedded broker. PORT is the gateway's, 8081, STATUS_PORT the node's page, 8082. Variables may stand in ./.env too; the environment goes before it.
 --docker runs the node as a container. All variables: python supervisor.py --help, or .env.example.
 END
 }
@@ -140,6 +140,11 @@ choose_mode() {
     *) fail "NODE_TYPE should be demo, local or remote (it is '$mode')" ;;
   esac
   export NODE_TYPE=$mode MODEL_NAME PORT=${PORT:-8081}
+}
+
+# The node's page, where nobody said otherwise and its port is free.
+choose_status_port() {
+  if [ -z "${STATUS_PORT:-}" ] && [ "$PORT" != 8082 ] && is_free 8082; then export STATUS_PORT=8082; fi
 }
 
 # A file of one's own is named after itself.
@@ -300,6 +305,7 @@ announce() {
   [ "$PORT" = 8081 ] || ask="PORT=$PORT $ask"
   say "WorkerNode serves the model $MODEL_NAME ($mode) at $base"
   say "Next, in another terminal: $ask   or   $ask stream"
+  say "In a browser: http://$host:$PORT/ to chat${STATUS_PORT:+, http://$host:$STATUS_PORT/ to see what the node does}"
   say "Ctrl-C ends everything that was started here."
 }
 
@@ -308,6 +314,7 @@ make_paths_absolute
 choose_mode
 [ -z "$docker" ] || check_docker
 is_free "$PORT" || fail "port $PORT is taken: end what listens there, or choose another with PORT=…"
+choose_status_port
 home=''
 if [ -z "${PULSAR_URL:-}" ]; then
   home=$(find_pulsar)

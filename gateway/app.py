@@ -23,6 +23,7 @@ from gateway.models import is_model_name
 from gateway.problem import Problem, invalid, too_large, unknown_model
 from gateway.publisher import MAX_MESSAGE_BYTES
 from messaging import envelope
+from pages.page import load
 
 # Credentials are the gateway's to check: no node needs them, and queues keep what they carry on disk.
 _WITHHELD_HEADERS = frozenset({"authorization", "proxy-authorization", "cookie", "x-api-key", "api-key"})
@@ -41,6 +42,7 @@ def create_app(gateway: Gateway) -> Starlette:
             Route("/v1/models", handlers.models, methods=["GET"]),
             Route("/v1/models/{model:path}", handlers.model, methods=["GET"]),
             Route("/health", handlers.health, methods=["GET"]),
+            Route("/", handlers.page, methods=["GET"]),
             Route("/res", handlers.answer, methods=["POST"]),
             WebSocketRoute("/res/ws", handlers.frames),
             WebSocketRoute(links.PATH, handlers.link),
@@ -56,7 +58,7 @@ def create_app(gateway: Gateway) -> Starlette:
 
 class _Handlers:
     def __init__(self, gateway: Gateway) -> None:
-        self._gateway = gateway
+        self._gateway, self._page = gateway, load("chat.html")
 
     async def chat(self, request: Request) -> Response:
         gateway = self._gateway
@@ -96,6 +98,10 @@ class _Handlers:
         gateway = self._gateway
         status = "draining" if gateway.draining else "ok"
         return _json({"status": status, "pending": len(gateway.pending)}, 503 if gateway.draining else 200)
+
+    async def page(self, _: Request) -> Response:
+        """The chat page: for a first look, without a key of its own to see."""
+        return Response(self._page.body, headers=self._page.headers, media_type="text/html")
 
     async def answer(self, request: Request) -> Response:
         return await nodes.take_post(request, self._gateway.pending)

@@ -130,10 +130,11 @@ def test_the_demo_is_ready_soon_answers_and_leaves_nothing(clone: Path, started:
     running = started("demo")
     running.wait_for("Ctrl-C")
     assert time.monotonic() - running.began_s < (30 if os.environ.get("CI") else 10), "3 s on an idle machine"
-    first, second, _ = running.out.splitlines()
+    first, second, third, _ = running.out.splitlines()
     assert first == f"WorkerNode serves the model static (demo) at http://127.0.0.1:{running.port}/v1"
     ask = f"PORT={running.port} ./ai.sh"
     assert second == f"Next, in another terminal: {ask}   or   {ask} stream"
+    assert third.startswith(f"In a browser: http://127.0.0.1:{running.port}/ to chat")
     for command, said in ((ask, '"content":"This is WorkerNode'), (f"{ask} stream 'Tell me'", "data: [DONE]")):
         asked = subprocess.run(command, shell=True, cwd=clone, capture_output=True, text=True, timeout=30, check=False)
         assert asked.returncode == 0 and said in asked.stdout, asked.stderr
