@@ -3,7 +3,7 @@
 #   ./test.sh                   all of it
 #   ./test.sh -k name …         only pytest, with these arguments
 # The acceptance tests start a real Apache Pulsar (Java 17; fetched once with Maven, 244 MB, into ~/.cache/workernode).
-# Without Java they are skipped, unless CI=true.
+# Without Java they are skipped, unless CI=true. The pages are tested in chromium (Debian: apt install chromium), likewise.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 
