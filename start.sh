@@ -305,7 +305,7 @@ announce() {
   [ "$PORT" = 8081 ] || ask="PORT=$PORT $ask"
   say "WorkerNode serves the model $MODEL_NAME ($mode) at $base"
   say "Next, in another terminal: $ask   or   $ask stream"
-  say "In a browser: http://$host:$PORT/ to chat${STATUS_PORT:+, http://$host:$STATUS_PORT/ to see what the node does}"
+  say "In a browser: http://$host:$PORT/ to chat${STATUS_PORT:+, http://${STATUS_HOST:-127.0.0.1}:$STATUS_PORT/ to see what the node does}"
   say "Ctrl-C ends everything that was started here."
 }
 

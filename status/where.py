@@ -42,7 +42,7 @@ def ask_node(settings: Settings, request_id: str) -> tuple[Timeline | None, str]
     """The timeline, or why there is none."""
     if not settings.status_port:
         return None, "No node was asked: STATUS_PORT is not set here as for the node."
-    host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(settings.host, settings.host)
+    host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(settings.status_host, settings.status_host)
     url = f"http://{host}:{settings.status_port}"
     try:
         answer = urllib3.request("GET", f"{url}/where/{quote(request_id, safe='')}", timeout=TIMEOUT_S, retries=False)

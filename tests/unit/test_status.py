@@ -48,7 +48,7 @@ def test_a_port_that_is_taken_is_said() -> None:
 
 def test_an_address_of_the_other_kind() -> None:
     port = free_port()
-    Status(config.load({"STATUS_PORT": str(port), "HOST": "::1"}), lambda: None)
+    Status(config.load({"STATUS_PORT": str(port), "STATUS_HOST": "::1"}), lambda: None)
     assert HTTP.request("GET", f"http://[::1]:{port}/livez").status == 200
 
 
