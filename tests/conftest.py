@@ -27,13 +27,15 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeSch
 
 
 class _BySharedParts(LoadScopeScheduling):  # type: ignore[misc]
-    """Where the tests run in several processes: those that share a real Pulsar, well-known ports, or a file and so its
-    fixtures, run in one of them. (xdist's own groups do nothing with this release of pytest.)"""
+    """Where the tests run in several processes: those that share a real Pulsar, a browser, well-known ports, or a file and
+    so its fixtures, run in one of them. (xdist's own groups do nothing with this release of pytest.)"""
 
     def _split_scope(self, nodeid: str) -> str:
         if _ON_REAL_PULSAR.search(nodeid):
             return "the real Pulsar"
         file = nodeid.partition("::")[0]
+        if "/browser/" in file:
+            return "a browser"
         return "well-known ports" if file.endswith(_ON_WELL_KNOWN_PORTS) else file
 
 

@@ -3,6 +3,7 @@ conversation. Takes two minutes."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import random
 import threading
@@ -10,7 +11,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from playwright.sync_api import expect, sync_playwright
 
@@ -54,6 +55,10 @@ class Speaker(BaseHTTPRequestHandler):
         self.send_response(200)
         self.send_header("Content-Type", "text/event-stream")
         self.end_headers()
+        with contextlib.suppress(OSError):  # a picture is taken in the middle
+            self._say(words, body)
+
+    def _say(self, words: list[str], body: dict[str, Any]) -> None:
         for word in words:
             self._event({"choices": [{"index": 0, "delta": {"content": word}, "finish_reason": None}]})
             time.sleep(0.02)
@@ -85,7 +90,8 @@ def show_node(page: Page, node: WatchedNode, look: str) -> None:
     page.goto(node.status_page)
     page.locator("#kids tr").first.wait_for()
     if look == "light":
-        page.locator("#kids tr[data-name='backend 0'] button").click()
+        page.locator("#kids tr", has_text="at work").first.get_by_role("button").click()
+        page.mouse.move(0, 0)
         page.wait_for_timeout(12_000)
     page.wait_for_timeout(1_500)
 
@@ -133,7 +139,7 @@ def chat_pictures() -> None:
     server = ThreadingHTTPServer(("127.0.0.1", 0), Speaker)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     with a_node(f"http://127.0.0.1:{server.server_port}") as node:
-        shoot(node, "chat", show_chat, 820)
+        shoot(node, "chat", show_chat, 900)
 
 
 def a_node(upstream_url: str) -> WatchedNode:

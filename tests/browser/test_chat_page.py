@@ -92,13 +92,14 @@ def test_a_stream_that_breaks_says_so(chat: Page, upstream: Upstream) -> None:
 
 
 def test_what_a_model_says_is_never_html(chat: Page) -> None:
-    says = '<img src=x onerror=alert(1)> **bold** `a<b`\n```js\nlet x = "<b>";\n```'
+    says = '<img src=x onerror=alert(1)> **bold** *soft* 2*3*4 `a<b`\n```js\nlet x = "<b>";\n```'
     events = f"data: {json.dumps({'choices': [{'delta': {'content': says}}]})}\n\ndata: [DONE]\n\n"
     chat.route("**/v1/chat/completions", lambda route: route.fulfill(content_type="text/event-stream", body=events))
     say(chat, "hi")
     answer = chat.locator(".assistant > .text")
     expect(answer).to_contain_text("<img src=x onerror=alert(1)>")
     expect(answer.locator("strong")).to_have_text("bold")
+    expect(answer.locator("em")).to_have_text("soft")
     expect(answer.locator("pre")).to_have_text('let x = "<b>";')
     assert answer.locator("img").count() == 0
 
