@@ -123,17 +123,25 @@ class Crew:
         self._memory_limit_bytes, self._weighed_s = memory_limit_bytes, 0.0
         self._selector, self._dice = selector, dice
         self._context = multiprocess.get_context("spawn")  # never fork: the Pulsar client does not survive it
+        self._children: list[Child] = []
+        self._backends: list[Child] = []
+        self._watched: set[int] = set()  # descriptors that the selector wakes for when they can be written to
         self._last_number = 0
         self._leased_s = 0.0
 
     def children(self) -> list[Child]:
-        return [place.child for place in self._places if place.child is not None]
+        return self._children
+
+    def _recount(self) -> None:
+        """Whenever a place got a child, or lost it: they are asked for many times each turn."""
+        self._children = [place.child for place in self._places if place.child is not None]
+        self._backends = [child for child in self._children if child.role.capacity]
 
     def in_role(self, role: str) -> list[Child]:
         return [child for child in self.children() if child.role.name == role]
 
     def backends(self) -> list[Child]:
-        return [child for child in self.children() if child.role.capacity]
+        return self._backends
 
     def capacity(self) -> int:
         return sum(child.capacity for child in self.backends())
@@ -159,6 +167,7 @@ class Crew:
             if place.child is None and not place.dismissed and time.monotonic() >= place.start_at_s:
                 try:
                     place.child = self._spawn(place.role)
+                    self._recount()
                 except OSError as error:  # no process, descriptor or memory to be had at the moment
                     logger.error("{} cannot be started: {}", place.role.name, error)
                     self._set_pause(place, lived_s=0.0)
@@ -294,13 +303,12 @@ class Crew:
 
     def watch_unsent(self) -> None:
         """Have the selector wake for channels that hold unsent bytes, and for no others."""
-        watched = self._selector.get_map()
-        for child in self.children():
-            is_watched, wanted = child.channel.write_fd in watched, child.channel.has_unsent and child.can_be_told
-            if wanted and not is_watched:
-                self._selector.register(child.channel.write_fd, selectors.EVENT_WRITE)
-            elif is_watched and not wanted:
-                self._selector.unregister(child.channel.write_fd)
+        wanted = {child.channel.write_fd for child in self._children if child.channel.has_unsent and child.can_be_told}
+        for number in self._watched - wanted:
+            self._selector.unregister(number)
+        for number in wanted - self._watched:
+            self._selector.register(number, selectors.EVENT_WRITE)
+        self._watched = wanted
 
     def kill(self, child: Child, because: str) -> None:
         """SIGKILL; the death is reported by `bury`."""
@@ -316,6 +324,7 @@ class Crew:
             if child is not None and self._may_be_dead(child, ready) and child.process.exitcode is not None:
                 dead.append(self._reap(child))
                 place.child = None
+                self._recount()
                 if not (child.may_die or child.retires):
                     self._set_pause(place, lived_s=time.monotonic() - child.born_s, has_served=child.has_served)
         return dead
@@ -333,6 +342,7 @@ class Crew:
         for fd in (child.channel.read_fd, child.channel.write_fd, child.process.sentinel):
             if fd in watched:
                 self._selector.unregister(fd)
+        self._watched.discard(child.channel.write_fd)
         child.channel.close()
         exit_code, pid = child.process.exitcode, child.process.pid
         child.process.close()
