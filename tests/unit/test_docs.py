@@ -13,6 +13,8 @@ from gateway import body, connections, exchange, keyfile, nodes, pending
 from gateway.publisher import MAX_MESSAGE_BYTES
 
 ROOT = Path(__file__).parents[2]
+# Figures and screenshots are made by hand, of a release; they may come after what points at them.
+BY_HAND = re.compile(r"(docs/)?(performance\.md|images/.*\.png)")
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
 
 
@@ -20,21 +22,21 @@ PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
 def test_links_lead_somewhere(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
     found = [target.partition("#")[0] for target in re.findall(r"\]\(([^)\s]+)\)", text) if "://" not in target]
-    assert not [target for target in found if target and not (page.parent / target).exists()]
+    assert not [target for target in found if target and not (page.parent / target).exists() and not BY_HAND.fullmatch(target)]
     named = re.findall(r"`?\b(docs/[\w.-]+\.(?:md|json|yaml))\b", text)
-    assert not [target for target in named if not (ROOT / target).exists()]
+    assert not [target for target in named if not (ROOT / target).exists() and not BY_HAND.fullmatch(target)]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_commands_are_there(page: Path) -> None:
-    modules = set(re.findall(r"python3? -m ([\w.]+)", page.read_text(encoding="utf-8"))) - {"pip", "pytest", "venv"}
+    modules = set(re.findall(r"python3? -m ([\w.]+)", page.read_text(encoding="utf-8"))) - {"pip", "pytest", "venv", "compileall"}
     places = [ROOT / module.replace(".", "/") for module in modules]
     assert not [place for place in places if not (place.with_suffix(".py").exists() or (place / "__main__.py").exists())]
 
 
 def test_every_variable_that_is_named_is_one() -> None:
     known = {variable_name(field) for field in dataclasses.fields(Settings)}
-    theirs = {"CUDA_VISIBLE_DEVICES", "PULSAR_HOME", "KUBECONFIG", "PULSAR_MEM"}
+    theirs = {"CUDA_VISIBLE_DEVICES", "PULSAR_HOME", "KUBECONFIG", "PULSAR_MEM", "ENGINE_INDEX"}
     named = {name for page in PAGES for name in re.findall(r"`([A-Z]{2,}(?:_[A-Z]+)+)(?:=[^`]*)?`", page.read_text(encoding="utf-8"))}
     assert named - known - theirs == set()
 
