@@ -62,11 +62,14 @@ def _seconds(value: str) -> float:
     return total
 
 
-def _percent(value: str) -> float:
-    """`5` → 0.05."""
-    if not re.fullmatch(r"[0-9]{1,2}(\.[0-9]{1,3})?%?", value) or not 0 < (percent := float(value.rstrip("%"))) < 100:
-        raise ValueError("should be a percentage above 0 and below 100")
-    return percent / 100
+def _percent(most: int) -> Callable[[str], float]:
+    def parse(value: str) -> float:
+        """`5` → 0.05."""
+        if not re.fullmatch(r"[0-9]{1,3}(\.[0-9]{1,3})?%?", value) or not 0 < (percent := float(value.rstrip("%"))) <= most:
+            raise ValueError(f"should be a percentage above 0, {most} at most")
+        return percent / 100
+
+    return parse
 
 
 def _gpu_ids(value: str) -> tuple[str, ...]:
@@ -266,19 +269,19 @@ class Settings:
         True, _flag, "local: whether to take fewer requests at once where the machine or the model has no use for more; false: always all slots"
     )
     local_memory_reserve: float = variable(
-        0.05, _percent, "local: percent of memory (of the machine, its cgroup, a GPU; 2 GiB at most) that are to stay free: below, half as many requests at once, and 1 where only two fifths of it are left",
+        0.05, _percent(90), "local: percent of memory (of the machine, its cgroup, a GPU; 2 GiB at most) that are to stay free: below, half as many requests at once, and 1 where only two fifths of it are left",
         name="LOCAL_MEMORY_RESERVE_PERCENT", shown_default="5",
     )
     local_memory_stall: float = variable(
-        0.10, _percent, "local: half as many, where programs stand still for want of memory so many percent of the time (PSI)",
+        0.10, _percent(100), "local: half as many, where programs stand still for want of memory so many percent of the time (PSI); 100: never",
         name="LOCAL_MEMORY_STALL_PERCENT", shown_default="10",
     )
     local_others_cpu: float = variable(
-        0.40, _percent, "local: fewer, in proportion, where other programs use so many percent of the node's CPU and somebody waits for it",
+        0.40, _percent(100), "local: fewer, in proportion, where other programs use so many percent of the node's CPU and somebody waits for it; 100: never",
         name="LOCAL_OTHERS_CPU_PERCENT", shown_default="40",
     )
     local_gain: float = variable(
-        0.05, _percent, "local: twice as many requests at once have to bring so many percent more tokens a second to be worth it",
+        0.05, _percent(100), "local: twice as many requests at once have to bring so many percent more tokens a second to be worth it",
         name="LOCAL_GAIN_PERCENT", shown_default="5",
     )
     boot_timeout_s: float = variable(600.0, _seconds, "local: how long a model may take to load")

@@ -26,7 +26,7 @@ QUIET_SHARE = 0.15  # of other programs, of the CPU
 
 
 def run(limit: int, options: argparse.Namespace) -> dict[str, Any]:
-    variables = {"LOCAL_OTHERS_CPU_PERCENT": "99"} if limit == ADAPTIVE else {"LOCAL_ADAPTIVE": "false", "MAX_PROCESS_NUM": str(limit)}
+    variables = {"LOCAL_OTHERS_CPU_PERCENT": "100"} if limit == ADAPTIVE else {"LOCAL_ADAPTIVE": "false", "MAX_PROCESS_NUM": str(limit)}
     server = f"{SERVER} --request-mib {options.request_mib}"
     with contextlib.ExitStack() as stack:
         folder = stack.enter_context(memory_group(options.memory_mib)) if options.memory_mib else None

@@ -16,22 +16,25 @@ import time
 from pathlib import Path
 from typing import Any
 
-from bench.local_node import Scene
+from bench.local_node import SERVER, SLOTS, Scene
 from tests.real.memory_group import join, memory_group, used_mib
 
 WARM_UP_S, HOG_S, AFTER_S = 30.0, 20.0, 35.0
 LEFT_MIB = 40  # what the memory hog leaves of the cgroup
 LOOK_EACH_S = 0.25
+MOCK = f"{sys.executable} -m tests.real.upstream --port {{port}} --slots {SLOTS} --everybody 'mock?tokens=48&gap=100ms'"
 HOG = """
 import sys, time
 held = []
 for line in sys.stdin:
     held += [b"x" * (1 << 20) for _ in range(int(line))]
+    print(flush=True)
 """
 
 
-def trace(memory_mib: int) -> dict[str, Any]:
-    with memory_group(memory_mib) as folder, Scene({}, cgroup=folder) as scene:
+def trace(memory_mib: int, hogs: list[str], *, mock: bool) -> dict[str, Any]:
+    variables = {} if "CPU" in hogs else {"LOCAL_OTHERS_CPU_PERCENT": "100"}
+    with memory_group(memory_mib) as folder, Scene(variables, server=MOCK if mock else SERVER, cgroup=folder) as scene:
         looks: list[tuple[float, float, float]] = []
         began_s = time.monotonic()
 
@@ -41,10 +44,10 @@ def trace(memory_mib: int) -> dict[str, Any]:
                 time.sleep(LOOK_EACH_S)
 
         look_until(began_s + WARM_UP_S)
-        memory = _memory_hog(folder, memory_mib, look_until)
-        look_until(time.monotonic() + AFTER_S)
-        cpu = _cpu_hog(look_until)
-        look_until(time.monotonic() + AFTER_S)
+        times = {}
+        for hog in hogs:
+            times[hog] = _memory_hog(folder, memory_mib, look_until) if hog == "memory" else _cpu_hog(look_until)
+            look_until(time.monotonic() + AFTER_S)
         scene.stop_load()
         give_up_at_s = time.monotonic() + 60
         while scene.open() and time.monotonic() < give_up_at_s:
@@ -52,22 +55,23 @@ def trace(memory_mib: int) -> dict[str, Any]:
         return {
             "memory_mib": memory_mib, "looks": looks, "tokens": [at_s - began_s for at_s in scene.token_times()],
             "changes": [(at_s - began_s, limit, why) for at_s, limit, why in scene.changes()],
-            "hogs": {name: [at_s - began_s for at_s in times] for name, times in {"memory": memory, "CPU": cpu}.items()},
+            "hogs": {name: [at_s - began_s for at_s in both] for name, both in times.items()},
             "sent": len(scene.sent), "open": len(scene.open()), "errors": scene.errors(),
             "deaths": scene.node.log().count("the model server died"),
         }  # fmt: skip
 
 
 def _memory_hog(folder: Path, memory_mib: int, look_until: Any) -> tuple[float, float]:
-    """It takes what there is, up to LEFT_MIB, in steps as a program does that loads something."""
-    hog = subprocess.Popen([sys.executable, "-c", HOG], stdin=subprocess.PIPE, text=True)
-    assert hog.stdin is not None
+    """It takes what there is, up to LEFT_MIB, in steps as a program does that loads something: the next once one is done."""
+    hog = subprocess.Popen([sys.executable, "-c", HOG], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert hog.stdin is not None and hog.stdout is not None
     join(folder, hog.pid)
     started_s = time.monotonic()
     while time.monotonic() < started_s + HOG_S:
         if (wanted := int(memory_mib - LEFT_MIB - used_mib(folder))) > 0:
             hog.stdin.write(f"{min(wanted, 200)}\n")
             hog.stdin.flush()
+            hog.stdout.readline()
         look_until(time.monotonic() + LOOK_EACH_S)
     hog.kill()
     hog.wait()
@@ -137,11 +141,13 @@ def draw(found: dict[str, Any], path: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="bench.local_trace", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--memory-mib", type=int, default=2048)
+    parser.add_argument("--hogs", default="memory,CPU", help="which, in their order; without the CPU's, others' use of it does not count")
+    parser.add_argument("--mock", action="store_true", help="a model server that only waits, for a machine that has other things to do")
     parser.add_argument("--png", type=Path)
     parser.add_argument("--json", type=Path, help="written to; with --again read from, instead of a run")
     parser.add_argument("--again", action="store_true")
     options = parser.parse_args()
-    found = json.loads(options.json.read_text()) if options.again else trace(options.memory_mib)
+    found = json.loads(options.json.read_text()) if options.again else trace(options.memory_mib, options.hogs.split(","), mock=options.mock)
     if options.json and not options.again:
         options.json.write_text(json.dumps(found))
     summary(found)

@@ -25,6 +25,7 @@ CRITICAL = 0.4  # of the reserve
 MOST_RESERVED_BYTES = 2 * GIB  # 5 % of a big machine would be no shortage
 # Between short and healthy nothing changes: these gaps keep the limit from flapping.
 HEALTHY_MEMORY, HEALTHY_STALL, HEALTHY_CPU = 1.6, 0.5, 0.7  # times the level of trouble
+NEVER = 1.0  # a threshold that is not looked at
 CONTENDED_SHARE = 0.1  # somebody waits for the CPU: others' use of it takes something away
 FALLING_BELOW, FALLS_WITHIN_S = 3.0, 2.0  # reserves; at its present speed
 CUT_EACH_S = 2.0  # what a cut frees comes free as requests end
@@ -119,7 +120,7 @@ def _noted(sample: Sample, state: LimitState, at: Thresholds) -> LimitState:
     """The state with its clocks set, and with what requests were seen to cost and to bring."""
     conditions = {
         "healthy": _healthy(sample, at),
-        "stalled": (sample.memory_stall_share or 0.0) >= at.memory_stall,
+        "stalled": at.memory_stall < NEVER and (sample.memory_stall_share or 0.0) >= at.memory_stall,
         "crowded": _crowded(sample, at),
         "slowed": any(gpu.slowed_by for gpu in sample.gpus),
         "unmeasured": sample.rate is None,
@@ -152,13 +153,15 @@ def _healthy(sample: Sample, at: Thresholds) -> bool:
     """What could not be measured counts as healthy."""
     return (
         all(m.available_bytes >= HEALTHY_MEMORY * _reserve(m, at) for m in sample.memory)
-        and (sample.memory_stall_share or 0.0) <= HEALTHY_STALL * at.memory_stall
-        and ((sample.others_cpu_share or 0.0) <= HEALTHY_CPU * at.others_cpu or not _is_contended(sample))
+        and ((sample.memory_stall_share or 0.0) <= HEALTHY_STALL * at.memory_stall or at.memory_stall >= NEVER)
+        and ((sample.others_cpu_share or 0.0) <= HEALTHY_CPU * at.others_cpu or not _is_contended(sample) or at.others_cpu >= NEVER)
         and not any(gpu.slowed_by or _is_full(gpu, at) for gpu in sample.gpus)
     )
 
 
 def _crowded(sample: Sample, at: Thresholds) -> bool:
+    if at.others_cpu >= NEVER:
+        return False
     return sample.in_flight > 0 and (sample.others_cpu_share or 0.0) >= at.others_cpu and _is_contended(sample)
 
 

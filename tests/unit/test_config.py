@@ -89,7 +89,7 @@ def test_a_good_value(name: str, given: str, value: Any) -> None:
 
 WHOLE = ["0", "-1", "+1", "1.5", "x", "999999999", "9" * 5000, "1_0", "²", "٣"]
 DURATION = ["0", "-1", "x", "5 m", "1m30", "m", "1e3", "9" * 400, "inf", "nan", "٣", "1.s", "5M"]
-PERCENT = ["0", "100", "-1", "x", "0.05.1", "5 %", "٣"]
+PERCENT = ["0", "101", "-1", "x", "0.05.1", "5 %", "٣"]
 ADDRESS = ["localhost", "ftp://h", "http://", "http://h:x", "http://h:0", "http://h:99999", "http://[::1", "http://a b", "http:///v1"]
 BAD: dict[str, list[str]] = {
     "NODE_TYPE": ["x", "remote,local"],

@@ -320,3 +320,7 @@ def test_thresholds_are_settings() -> None:
     careful = Thresholds(memory_reserve=0.2)
     sample = Sample(0, 8, (machine(0.15, 8),))
     assert next_limit(sample, at(8)).limit == 8 and next_limit(sample, at(8), careful).limit == 4
+    never, state = Thresholds(others_cpu=1.0, memory_stall=1.0), at(8)
+    for t in range(9):
+        state = next_limit(Sample(t, 8, memory_stall_share=1.0, others_cpu_share=1.0, cpu_wait_share=1.0), state, never).state
+    assert state.limit >= 8
