@@ -62,7 +62,7 @@ class _Server(ThreadingHTTPServer):
     def server_bind(self) -> None:
         """Without asking some name server who this is."""
         socketserver.TCPServer.server_bind(self)
-        self.server_name, self.server_port = str(self.server_address[0]), self.server_address[1]
+        self.server_name, self.server_port = str(self.server_address[0]), int(self.server_address[1])
 
     def process_request(self, request: Any, client_address: Any) -> None:
         if self._seats.acquire(blocking=False):

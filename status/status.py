@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVarTuple
+
+from loguru import logger
 
 from status.health import Health
 
@@ -15,6 +17,8 @@ if TYPE_CHECKING:
     from status.book import Book
     from status.desk import Desk
     from status.facts import NodeView
+
+Given = TypeVarTuple("Given")
 
 
 class Status:
@@ -39,23 +43,34 @@ class Status:
     def tell(self, why_not_ready: str, node: NodeView) -> None:
         """Each turn."""
         self.health.tell(why_not_ready)
-        if self._book is None or self._desk is None:
-            return
-        self._desk.serve(node)
-        if self._book.is_point_due:
-            self._book.add_point(node.snapshot(why_not_ready))
+        if self._book is not None:
+            self._harmless(self._turn, why_not_ready, node)
 
     def ended(self, ended: Ended, record: bytes) -> None:
         if self._book is not None:
-            self._book.ended(ended, record)
+            self._harmless(self._book.ended, ended, record)
 
     def given_back(self, request_id: str, received_ms: float, attempt: int, history: History, delay_s: float) -> None:
         """`attempt`: the one that is over, or did not begin; `history`: as the next one finds it."""
         if self._book is not None and request_id:
-            self._book.given_back(request_id, received_ms, attempt, history, delay_s)
+            self._harmless(self._book.given_back, request_id, received_ms, attempt, history, delay_s)
 
     def died(self, name: str, pid: int, cause: str, kind: str, *, expected: bool, aboard: int) -> None:
         if self._book is not None:
             from status.book import Death
 
-            self._book.died(name, kind, Death(time.time(), pid, cause, expected, aboard))
+            self._harmless(self._book.died, name, kind, Death(time.time(), pid, cause, expected, aboard))
+
+    def _turn(self, why_not_ready: str, node: NodeView) -> None:
+        assert self._book is not None and self._desk is not None
+        self._desk.serve(node)
+        if self._book.is_point_due:
+            self._book.add_point(node.snapshot(why_not_ready))
+
+    def _harmless(self, note: Callable[[*Given], None], *given: *Given) -> None:
+        """A bug in what only looks on must not end the node: it is said, and nothing is looked at any more."""
+        try:
+            note(*given)
+        except Exception:
+            logger.exception("the status port fails, and stands still from now on; the node goes on")
+            self._book = None

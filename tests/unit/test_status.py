@@ -6,6 +6,7 @@ import urllib3
 
 import config
 from status import health as module
+from status.facts import Snapshot
 from status.health import Health
 from status.status import Status
 from tests.real.processes import free_port
@@ -56,3 +57,15 @@ def test_without_a_port_nothing_is_kept() -> None:
     status = Status(config.load({}), lambda: None)
     status.tell("", StillNode())
     assert status._book is None
+
+
+def test_a_bug_in_what_only_looks_on_is_harmless() -> None:
+    class Broken(StillNode):
+        def snapshot(self, why_not_ready: str) -> Snapshot:
+            raise RuntimeError("a bug")
+
+    port = free_port()
+    status = Status(config.load({"STATUS_PORT": str(port)}), lambda: None)
+    status.tell("", Broken())
+    status.tell("", Broken())
+    assert HTTP.request("GET", f"http://127.0.0.1:{port}/readyz").status == 200
