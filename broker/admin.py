@@ -48,6 +48,8 @@ class Admin:
                 pass
         except (OSError, TimeoutError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
             pass  # it left, was silent, or sent no HTTP
+        except asyncio.CancelledError:
+            return  # the broker ends: asyncio's own callback would complain of a task that ended so
         finally:
             self._open -= 1
             writer.close()

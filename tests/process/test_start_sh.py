@@ -251,7 +251,7 @@ def test_a_pulsar_is_started_used_and_ended(clone: Path, pulsar_home: Path, star
     running = started("demo", path=f"{pulsar_home.parent}/java-bin:", PULSAR_HOME=str(pulsar_home))
     running.wait_for("Ctrl-C")
     assert (pulsar_home / "called").read_text() == "standalone -nfw -nss\n"
-    assert "subscribed at pulsar://127.0.0.1:6650" in running.err and running.out.count("\n") == 4
+    assert "subscribed at pulsar://127.0.0.1:6650" in running.err and running.out.count("\n") == 5
     assert running.end(signal.SIGINT) == 130
     assert port_is_free(6650) and port_is_free(8080)
 
@@ -275,7 +275,7 @@ def test_docker_gets_every_variable_and_no_secret_in_its_arguments(clone: Path, 
     running = started("--docker", path=f"{tmp_path}/docker-bin:", **more)
     running.wait_for("Ctrl-C")
     words = [line.removeprefix("argument ") for line in running.err.splitlines() if line.startswith("argument ")]
-    assert {"NODE_TYPE", "PORT", "HOST", "STATE_DIR", *more} == {word for before, word in pairwise(words) if before == "--env"}
+    assert {"NODE_TYPE", "PORT", "HOST", "STATE_DIR", "STATUS_PORT", *more} == {word for before, word in pairwise(words) if before == "--env"}
     assert f"{clone}/ca.pem:{clone}/ca.pem:ro" in words
     assert f"{clone}/state:{clone}/state" in words and f"{os.getuid()}:{os.getgid()}" in words
     assert SECRET not in running.err and f"key {len(SECRET)}" in running.err
