@@ -117,7 +117,7 @@ def idle(stage: Stage, table: Table, length: Length) -> Iterator[Row]:
         time.sleep(SETTLED_AFTER_S)
         seen, seconds = Watch({NODE: node.pid}), 2 * length.seconds
         time.sleep(seconds)
-        used_s, memory = seen.used_s(), seen.memory()
+        used_s, memory = stage.used_s(seen), seen.memory()
     yield table.row("supervisor and 2 children", "% of a core", 100 * of_node(used_s) / seconds, target=Target(at_most=0.3))
     yield table.row("supervisor and 2 children, PSS", "MiB", sum(found.pss for found in memory.values()), target=Target(at_most=90))
     for name, found in memory.items():

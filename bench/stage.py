@@ -84,6 +84,7 @@ class Stage:
         """broker: embedded, or real."""
         self.broker: Broker = BROKERS["pulsar" if broker == "real" else broker]()
         self.upstream_url = ""
+        self.others_percent = 0.0  # the most that anything else took of the machine, in a window
         self._upstream: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Stage:
@@ -144,6 +145,12 @@ class Stage:
         """The upstream alone, asked by the same load: what of a latency is not ours."""
         return self.measure("bench.load", replaced(plan, url=self.upstream_url, model="mock", work=work), {})
 
+    def used_s(self, seen: Watch) -> dict[str, float]:
+        """CPU seconds by process; and whether others disturbed it."""
+        used_s = seen.used_s()
+        self.others_percent = max(self.others_percent, seen.others_percent(used_s))
+        return used_s
+
     def measure(self, load_module: str, plan: Plan, programs: dict[str, int]) -> Measured:
         assert self._upstream is not None
         load = start_bound([sys.executable, "-m", load_module, msgspec.json.encode(plan).decode()], stdout=subprocess.PIPE)
@@ -153,7 +160,7 @@ class Stage:
             _await(lines, b"from\n")
             seen = Watch(programs | {watch.UPSTREAM: self._upstream.pid, watch.LOAD: load.pid})
             _await(lines, b"to\n")
-            used_s, memory = seen.used_s(), seen.memory()
+            used_s, memory = self.used_s(seen), seen.memory()
             report = msgspec.json.decode(next(lines), type=Report)
         finally:
             end_group(load)

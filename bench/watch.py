@@ -27,19 +27,24 @@ class Watch:
         """`programs`: roles and process ids."""
         self._programs = {role: psutil.Process(pid) for role, pid in programs.items()}
         self._backends: dict[int, str] = {}  # names by process id
-        self._before = self._cpu_s()
-
-    def begin(self) -> None:
-        self._before = self._cpu_s()
+        self._before, self._machine_before = self._cpu_s(), psutil.cpu_times()
 
     def used_s(self) -> dict[str, float]:
-        """CPU seconds since `begin`."""
+        """CPU seconds from the beginning to now."""
         before, after = self._before, self._cpu_s()
         ended_s = sum(before[name] for name in before.keys() - after.keys())  # is in `after`'s ended children, all of it
         used = {name: after[name] - before.get(name, 0.0) for name in after}
         if ENDED in used:
             used[ENDED] -= ended_s
         return {name: max(0.0, round(used_s, 3)) for name, used_s in used.items()}
+
+    def others_percent(self, used_s: Mapping[str, float]) -> float:
+        """How much of all its cores the machine has spent on anything else: with much of it, nothing measured is to be
+        believed."""
+        before, now = self._machine_before, psutil.cpu_times()
+        idle_s = now.idle - before.idle + getattr(now, "iowait", 0.0) - getattr(before, "iowait", 0.0)
+        whole_s = sum(now) - sum(before)
+        return max(0.0, 100 * (whole_s - idle_s - sum(used_s.values())) / whole_s) if whole_s > 0 else 0.0
 
     def memory(self) -> dict[str, Memory]:
         found: dict[str, Memory] = {}
