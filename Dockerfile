@@ -8,7 +8,7 @@ ARG PYTHON=python:3.11-slim
 FROM ${PYTHON} AS build
 ARG ENGINE=none
 ARG ENGINE_INDEX=
-RUN apt-get update -q && apt-get install -yq --no-install-recommends tini
+RUN apt-get update -q && apt-get install -yq --no-install-recommends tini libgomp1
 WORKDIR /app
 # Before the code, so that a change of code installs nothing anew.
 COPY requirement.txt requirement-local.txt requirement-cuda.txt ./
@@ -20,13 +20,15 @@ RUN set -eu; \
       cpu) pip -r requirement.txt -r requirement-local.txt ;; \
       cuda) \
         [ -n "$ENGINE_INDEX" ] || { echo "ENGINE=cuda needs ENGINE_INDEX: where xllamacpp's wheels for CUDA 12.8 are, see its README" >&2; exit 1; }; \
-        pip -r requirement.txt -r requirement-cuda.txt; \
-        pip --no-deps --index-url "$ENGINE_INDEX" -r requirement-local.txt; \
+        grep -v '^xllamacpp' requirement-local.txt >/tmp/beside.txt; \
+        pip -r requirement.txt -r requirement-cuda.txt -r /tmp/beside.txt; \
+        pip --no-deps --index-url "$ENGINE_INDEX" "$(grep '^xllamacpp' requirement-local.txt)"; \
         for library in /install/lib/python3*/site-packages/nvidia/*/lib/*.so.*; do \
           ln -s "/usr/local/${library#/install/}" "/install/lib/${library##*/}"; \
         done ;; \
       *) echo "ENGINE should be none, cpu or cuda (it is '$ENGINE')" >&2; exit 1 ;; \
     esac; \
+    [ "$ENGINE" = none ] || cp -L /usr/lib/*-linux-gnu/libgomp.so.1 /install/lib/; \
     rm -rf /install/lib/python3*/site-packages/kubernetes/aio
 # .dockerignore names what comes along. Compiled here, as every child would else compile it anew at its start.
 COPY . ./

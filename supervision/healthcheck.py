@@ -1,5 +1,5 @@
-"""`python -m supervision.healthcheck [PATH]`: asks the node, or the gateway, in the same container how it is. For Docker's
-HEALTHCHECK, as the image holds no curl. PATH: /readyz, or /livez. Exit code 0 or 1, and why."""
+"""`python -m supervision.healthcheck [PATH]`: asks what runs in the same container how it is, as an image holds no curl.
+PATH: /readyz, which is the default, or /livez, of the node; /health, of the gateway. Exit code 0 or 1, and why."""
 
 from __future__ import annotations
 
@@ -14,19 +14,20 @@ _TIMEOUT_S = 4.0
 
 
 def main(arguments: list[str]) -> int:
-    settings = config.load()
-    if settings.status_port and _is_ours(settings.status_port):
-        return _ask(settings.status_host, settings.status_port, *(arguments or ["/readyz"]))
-    if settings.port and _is_ours(settings.port):  # python -m gateway
-        return _ask(settings.host, settings.port, "/health")
-    print(f"nothing of this container listens on STATUS_PORT {settings.status_port}: not started yet, or the port is taken")
-    return 1
+    path, settings = arguments[0] if arguments else "/readyz", config.load()
+    name, host, port = "STATUS_PORT", settings.status_host, settings.status_port
+    if path == "/health":
+        name, host, port = "PORT", settings.host, settings.port
+    if not _is_ours(port):
+        print(f"nothing of this container listens on {name} {port}: not started yet, or the port is taken")
+        return 1
+    return _ask(host, port, path)
 
 
 def _is_ours(port: int) -> bool:
     """On the host's network another node may listen there; whose process cannot be seen from here is another's."""
-    return any(found.laddr and found.laddr.port == port and found.status == psutil.CONN_LISTEN and found.pid
-               for found in psutil.net_connections("tcp"))  # fmt: skip
+    listening = (found for found in psutil.net_connections("tcp") if found.status == psutil.CONN_LISTEN)
+    return any(found.laddr.port == port and found.pid for found in listening)
 
 
 def _ask(host: str, port: int, path: str) -> int:

@@ -118,6 +118,7 @@ def test_another_nodes_status_port_is_not_taken_for_ones_own(run: Run, broker: E
     second = run({"PULSAR_URL": broker.url, "STATUS_PORT": str(first.status_port)})
     second.wait_log(*READY, "STATUS_PORT should be free to bind")
     assert first.execute("python", "-m", "supervision.healthcheck").returncode == 0
+    assert second.execute("python", "-m", "supervision.healthcheck", "/health").returncode == 0
     wrong = second.execute("python", "-m", "supervision.healthcheck")
     assert wrong.returncode == 1 and f"STATUS_PORT {first.status_port}" in wrong.stdout
 
