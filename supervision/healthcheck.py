@@ -27,7 +27,7 @@ def main(arguments: list[str]) -> int:
 def _is_ours(port: int) -> bool:
     """On the host's network another node may listen there; whose process cannot be seen from here is another's."""
     listening = (found for found in psutil.net_connections("tcp") if found.status == psutil.CONN_LISTEN)
-    return any(found.laddr.port == port and found.pid for found in listening)
+    return any(found.laddr and found.laddr.port == port and found.pid for found in listening)
 
 
 def _ask(host: str, port: int, path: str) -> int:

@@ -275,7 +275,8 @@ def test_docker_gets_every_variable_and_no_secret_in_its_arguments(clone: Path, 
     running = started("--docker", path=f"{tmp_path}/docker-bin:", **more)
     running.wait_for("Ctrl-C")
     words = [line.removeprefix("argument ") for line in running.err.splitlines() if line.startswith("argument ")]
-    assert {"NODE_TYPE", "PORT", "HOST", "STATE_DIR", "STATUS_PORT", *more} == {word for before, word in pairwise(words) if before == "--env"}
+    given = {"NODE_TYPE", "PORT", "HOST", "STATE_DIR", "STATUS_PORT", *more}
+    assert given == {word for before, word in pairwise(words) if before == "--env"}
     assert f"{clone}/ca.pem:{clone}/ca.pem:ro" in words
     assert f"{clone}/state:{clone}/state" in words and f"{os.getuid()}:{os.getgid()}" in words
     assert SECRET not in running.err and f"key {len(SECRET)}" in running.err
