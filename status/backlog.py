@@ -13,7 +13,7 @@ from messaging.topics import request_topic, subscription
 if TYPE_CHECKING:
     from config import Settings
 
-ASKED_EACH_S, SILENT_FOR_S = 5.0, 1.0
+ASKED_EACH_S, SILENT_FOR_S = 10.0, 1.0
 
 
 class Backlog:

@@ -59,6 +59,8 @@ class Book:
 
     def enter(self) -> None:
         """What is new."""
+        if not self._new:
+            return
         new, self._new = self._new, []
         batch = [ended for ended, _ in new]
         self.tally.add(batch)

@@ -48,8 +48,7 @@ def page(browser: Browser, node: WatchedNode, upstream: Upstream) -> Iterator[Pa
     complaints: list[str] = []
     tab.on("pageerror", lambda error: complaints.append(str(error)))
     tab.on("console", lambda said: complaints.append(said.text) if "Content Security" in said.text else None)
-    own = (node.status_page, node.chat_page, "data:")
-    tab.on("request", lambda asked: None if asked.url.startswith(own) else complaints.append(asked.url))
+    tab.on("request", lambda asked: None if asked.url.startswith((*node.pages, "data:")) else complaints.append(asked.url))
     yield tab
     context.close()
     assert not complaints

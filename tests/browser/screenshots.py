@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import json
 import random
+import re
 import threading
 import time
 from collections.abc import Callable
@@ -49,8 +50,7 @@ class Speaker(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        words = [f"{word} " if word else " " for word in SAYS.replace("\n", " \n ").split(" ")]
-        words = [word.rstrip(" ") if "\n" in word else word for word in words]
+        words = re.findall(r"\S+\s*", SAYS)
         time.sleep(0.28)
         self.send_response(200)
         self.send_header("Content-Type", "text/event-stream")

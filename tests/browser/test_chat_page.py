@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import json
 import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.real.processes import end_group, free_port, start_bound, wait_until
 from tests.real.upstream import Upstream
 from tests.real.watched_node import WatchedNode
 
@@ -15,6 +19,8 @@ expect = pytest.importorskip("playwright.sync_api", reason="playwright is not in
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page
+
+KEY = "wn-0123456789abcdef0123456789abcdef"
 
 
 @pytest.fixture
@@ -104,30 +110,37 @@ def test_what_a_model_says_is_never_html(chat: Page) -> None:
     assert answer.locator("img").count() == 0
 
 
-def test_a_key_is_asked_for_where_the_gateway_wants_one(page: Page, node: WatchedNode) -> None:
-    keys: list[str | None] = []
+@pytest.fixture
+def locked(node: WatchedNode, tmp_path: Path) -> Iterator[str]:
+    """The address of another gateway of the node's queue, which asks for a key."""
+    port, keys, log = free_port(), tmp_path / "keys", tmp_path / "log"
+    keys.write_text(f"{KEY}\n")
+    keys.chmod(0o600)
+    environment = {**node.environment, "PORT": str(port), "GATEWAY_API_KEYS_FILE": str(keys)}
+    process = start_bound([sys.executable, "-m", "gateway"], log=log, env=environment)
+    wait_until(lambda: "gateway on" in log.read_text(), within_s=30, what="the gateway")
+    address = f"http://127.0.0.1:{port}/"
+    node.pages.append(address)
+    yield address
+    end_group(process)
+    node.pages.remove(address)
 
-    def guard(route: object) -> None:
-        key = route.request.headers.get("authorization")  # type: ignore[attr-defined]
-        keys.append(key)
-        if key == "Bearer right":
-            route.continue_()  # type: ignore[attr-defined]
-        else:
-            route.fulfill(status=401, json={"error": {"message": "no", "code": "invalid_api_key"}})  # type: ignore[attr-defined]
 
-    page.route("**/v1/**", guard)
-    page.goto(node.chat_page)
+def test_a_key_is_asked_for_where_the_gateway_wants_one(page: Page, locked: str, upstream: Upstream) -> None:
+    page.goto(locked)
     expect(page.get_by_text("The gateway asks for an API key.")).to_be_visible()
     key = page.get_by_label("API key")
     expect(key).to_be_focused()
     key.fill("wrong")
     key.press("Tab")
     expect(page.get_by_text("The gateway refuses this API key.")).to_be_visible()
-    key.fill("right")
+    key.fill(KEY)
     key.press("Tab")
     expect(page.get_by_label("Model")).to_have_value("m")
-    assert keys[0] is None
-    assert page.evaluate("JSON.stringify(localStorage)").find("right") == -1, "it goes with the tab"
+    upstream.everybody("mock?tokens=2")
+    say(page, "hi")
+    expect(page.locator(".assistant > .text")).to_have_text("t0 t1")
+    assert KEY not in page.evaluate("JSON.stringify(localStorage)"), "it goes with the tab"
 
 
 @pytest.mark.parametrize("width", [340, 1200])

@@ -24,6 +24,7 @@ class WatchedNode(NodeProcess):
         remote = {"NODE_TYPE": "remote", "MODEL_NAME": "m", "API_URL": upstream_url, "BACKEND_PROCESSES": "2"}
         super().__init__({**queue, **remote, "STATUS_PORT": str(status_port), "ALLOW_KILL": "true", **variables}, gateway=True)
         self.status_page, self.chat_page = f"http://127.0.0.1:{status_port}/", f"http://127.0.0.1:{self.port}/"
+        self.pages = [self.status_page, self.chat_page]
 
     def __enter__(self) -> WatchedNode:
         self.broker.start()
