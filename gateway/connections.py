@@ -10,7 +10,7 @@ from asyncio import Transport
 from asyncio.transports import BaseTransport
 from collections import OrderedDict
 from http import HTTPStatus
-from typing import Any
+from typing import Any, cast
 
 import uvicorn
 from loguru import logger
@@ -90,6 +90,21 @@ class Door:
             connection.refuse(invalid(f"The request did not come within {self._head_within_s:g} s.", "timeout", status=408))
 
 
+class _Writable:
+    """A transport that takes no notice of what is written once it is closing, as asyncio's do. uvloop's raise, and uvicorn
+    would log a traceback for each requester that left in the wrong instant."""
+
+    def __init__(self, transport: BaseTransport) -> None:
+        self._transport = cast(Transport, transport)
+
+    def write(self, data: bytes) -> None:
+        if not self._transport.is_closing():
+            self._transport.write(data)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+
 class HttpConnection(AutoHTTPProtocol):  # type: ignore[valid-type,misc]
     """One connection of uvicorn's, whichever parser it has."""
 
@@ -103,7 +118,7 @@ class HttpConnection(AutoHTTPProtocol):  # type: ignore[valid-type,misc]
 
     def connection_made(self, transport: BaseTransport) -> None:
         """Each request is given its connection, as ASGI has no way to drop one whose peer does not read."""
-        super().connection_made(transport)
+        super().connection_made(_Writable(transport))
         self.app_state: dict[str, object] = {**self.app_state, "transport": transport}
         if self._door.admit(len(self.connections)):
             self._door.await_head(self, self.loop.time())

@@ -80,8 +80,18 @@ class Child:
 
     @property
     def can_be_told(self) -> bool:
-        """It listens, ready or not: a refusal needs no model."""
+        """What is sent to it may still reach it."""
         return self.killed_because is None and self.closed_since_s is None
+
+    @property
+    def has_spoken(self) -> bool:
+        """It is through with its imports; a model may still be loading."""
+        return self.ready is not None or self.alive is not None
+
+    @property
+    def listens(self) -> bool:
+        """Ready or not: a refusal needs no model."""
+        return self.can_be_told and self.has_spoken
 
     @property
     def pids(self) -> list[int]:
@@ -244,7 +254,7 @@ class Crew:
         """Its answer proves that it listens: a stopped or hung process would hold its requests for ever. One that starts has
         a deadline of its own, as on a busy machine its imports alone may take long."""
         now_s = time.monotonic()
-        if child.ready is not None or child.alive is not None:
+        if child.has_spoken:
             child.unanswered_since_s = child.unanswered_since_s or now_s
             if now_s - child.unanswered_since_s > SILENT_AFTER_S:
                 self.kill(child, f"it said nothing for {SILENT_AFTER_S:g} s")

@@ -29,7 +29,7 @@ class Dispatcher:
     def _refusals(self) -> None:
         """To any child that listens, whatever it has to do: a refusal needs no model."""
         ledger = self._requests.ledger
-        able = [child for child in self._crew.backends() if child.can_be_told]
+        able = [child for child in self._crew.backends() if child.listens]
         while able and (entry := self._requests.next_for_child(Line.REFUSAL)) is not None:
             child = min(able, key=lambda c: ledger.load(c.number) - c.capacity)
             self._crew.send(child, self._requests.board(entry, child.number))
