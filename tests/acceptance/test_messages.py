@@ -174,6 +174,7 @@ def test_the_same_request_published_twice_is_answered_once(scene: Scene) -> None
 def test_a_stopped_child_is_replaced_and_its_requests_are_answered(scene: Scene) -> None:
     """SIGSTOP: the process lives, and says nothing."""
     stopped = scene.node.backends()
+    wait_until(lambda: scene.node.log().count("is ready after") >= len(stopped), within_s=60, what="spares too")
     for child in stopped:
         child.suspend()
     ids = [new_id() for _ in range(6)]
