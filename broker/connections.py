@@ -166,7 +166,8 @@ class Connection(asyncio.Protocol):
         out, self._out = self._out, []
         was_full, self._out_bytes = self._out_bytes >= WRITE_BUFFER_BYTES, 0
         if out and not self._closed:
-            self._transport.writelines(out)
+            # Not writelines: uvloop gives all pieces to one writev(2), which takes 1,024 and breaks the connection off at more.
+            self._transport.write(b"".join(out))
             if was_full and not self._choked:
                 self._consuming.readable_again()
 
