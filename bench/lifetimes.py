@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -12,7 +13,7 @@ from bench.deaths import answered, body
 from bench.stage import Stage, Work, new_model
 from bench.stats import Row, Target, spread
 from bench.table import Length, Table
-from bench.watch import NODE, Watch, of_node
+from bench.watch import BENCH, NODE, Watch, of_node
 from tests.real.node import NodeProcess
 from tests.real.processes import free_port, wait_until
 from tests.real.requester import Requester
@@ -37,9 +38,10 @@ class Times:
 
 def start(stage: Stage, table: Table, length: Length) -> Iterator[Row]:
     """From the command to ready, to the first answer, to the end; and again after SIGKILL. The floor: a process that subscribes."""
-    times = Times()
+    times, seen = Times(), Watch({BENCH: os.getpid()})
     for _ in range(2 if length.is_quick else 7):
         _one_life(stage, times)
+    stage.used_s(seen)
     figures: list[tuple[str, list[float], list[float], Target | None]] = [
         ("start to ready", times.ready, times.floor, Target(at_most=800)),
         ("first answer after ready", times.first_answer, [], Target(at_most=20)),

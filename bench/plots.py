@@ -33,7 +33,7 @@ def _pairs(rows: Sequence[Row], path: Path, unit: str, wanted: Callable[[Row], b
     if not shown:
         return
     figure, axes, places = _axes([_named(row, row.what) for row in shown])
-    axes.barh([y - BAR / 2 for y in places], [row.measured for row in shown], BAR, label="node", color="tab:blue")
+    axes.barh([y - BAR / 2 for y in places], [row.measured or 0.0 for row in shown], BAR, label="node", color="tab:blue")
     axes.barh([y + BAR / 2 for y in places], [row.floor or 0.0 for row in shown], BAR, label="floor", color="lightgray")
     for y, row in zip(places, shown, strict=True):
         limit = row.target and (row.target.at_most if row.target.at_most is not None else row.target.at_least)
@@ -52,7 +52,7 @@ def _stacks(rows: Sequence[Row], path: Path) -> None:
         part = next((part for part in PARTS if process == part or process.startswith(f"{part} ")), None)
         if row.unit.startswith("CPU") and part is not None:
             stack = stacks[_named(row, what)]
-            stack[part] = stack.get(part, 0.0) + row.measured
+            stack[part] = stack.get(part, 0.0) + (row.measured or 0.0)
     if not stacks:
         return
     figure, axes, places = _axes(stacks)

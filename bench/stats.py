@@ -45,9 +45,9 @@ class Target(msgspec.Struct, frozen=True):
         return ", ".join(words.format(value) for words, value in parts if value is not None)
 
 
-def is_met(target: Target, measured: float, floor: float | None) -> bool:
-    """Nothing measured (NaN) meets nothing."""
-    if math.isnan(measured):
+def is_met(target: Target, measured: float | None, floor: float | None) -> bool:
+    """Nothing measured meets nothing."""
+    if measured is None:
         return False
     holds = [target.at_most is None or measured <= target.at_most, target.at_least is None or measured >= target.at_least]
     if target.of_floor is not None:
@@ -56,13 +56,13 @@ def is_met(target: Target, measured: float, floor: float | None) -> bool:
 
 
 class Row(msgspec.Struct, frozen=True):
-    """One figure of the table."""
+    """One figure of the table. measured: None where nothing came that could be."""
 
     scenario: str
     broker: str
     what: str
     unit: str
-    measured: float
+    measured: float | None
     floor: float | None = None
     target: Target | None = None
 

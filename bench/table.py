@@ -6,6 +6,7 @@ before it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -47,7 +48,9 @@ class Table:
         self.is_embedded = broker == "embedded"
 
     def row(self, what: str, unit: str, measured: float, floor: float | None = None, target: Target | None = None) -> Row:
-        return Row(self._scenario, self._broker, what, unit, measured, floor, target)
+        """A figure that is NaN could not be measured, which JSON has no number for."""
+        known = None if math.isnan(measured) else measured
+        return Row(self._scenario, self._broker, what, unit, known, None if floor is None or math.isnan(floor) else floor, target)
 
     def right(self, what: str, measured: Measured, target: float = 100.0) -> Row:
         failures = measured.report.failures

@@ -8,7 +8,7 @@ import msgspec
 import psutil
 
 MIB = 1 << 20
-NODE, GATEWAY, BROKER, UPSTREAM, LOAD = "node", "gateway", "broker", "upstream", "load"
+NODE, GATEWAY, BROKER, UPSTREAM, LOAD, BENCH = "node", "gateway", "broker", "upstream", "load", "bench"
 SUPERVISOR, BACKEND, ENDED = "supervisor", "backend", "ended children"
 
 
@@ -20,8 +20,8 @@ class Memory(msgspec.Struct, frozen=True):
 
 
 class Watch:
-    """Of programs by their role, each with its children. The node's are told apart: the supervisor, each backend, and
-    together those that ended meanwhile."""
+    """Of programs by their role, each with its children, those that ended included. The node's are told apart: the
+    supervisor, each backend, and together those that ended."""
 
     def __init__(self, programs: Mapping[str, int]) -> None:
         """`programs`: roles and process ids."""
@@ -80,9 +80,9 @@ class Watch:
                 times = process.cpu_times()
             except psutil.NoSuchProcess:
                 continue
-            found[name] = found.get(name, 0.0) + times.user + times.system
-            if name == SUPERVISOR:
-                found[ENDED] = times.children_user + times.children_system
+            found[name], ended_s = found.get(name, 0.0) + times.user + times.system, times.children_user + times.children_system
+            told_apart = ENDED if name == SUPERVISOR else name
+            found[told_apart] = found.get(told_apart, 0.0) + ended_s
         return found
 
 

@@ -19,5 +19,5 @@ def test_a_quick_run_measures_node_and_floor(tmp_path: Path) -> None:
     assert rows["64 in flight: answered rightly"].measured == 100
     for name in ("answers", "latency p50", "node", "node, gateway and broker"):
         row = rows[f"64 in flight: {name}"]
-        assert row.measured > 0 and row.floor is not None and row.floor > 0, row
+        assert row.measured and row.floor, row
     assert "64 in flight: answers" in run.stdout

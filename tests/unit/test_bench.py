@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import pytest
 
-from bench import http11
+from bench import http11, results
 from bench.mock import Asked, answer_to
-from bench.stats import Row, Target, is_met, spread
+from bench.stats import Row, Target, is_met, spread, steady_rate
+from bench.table import Table
 
 
 def test_percentiles_are_values_that_were_seen() -> None:
@@ -18,7 +20,27 @@ def test_percentiles_are_values_that_were_seen() -> None:
 
 def test_nothing_measured_has_no_percentile_and_meets_no_target() -> None:
     assert math.isnan(spread([]).p(50))
-    assert not is_met(Target(at_most=1.0), spread([]).p(50), None)
+    assert not is_met(Target(at_most=1.0), Table("s", "b").row("w", "ms", spread([]).p(50)).measured, None)
+
+
+def test_what_could_not_be_measured_survives_the_file(tmp_path: Path) -> None:
+    row = Table("s", "b").row("w", "ms", math.nan, math.nan, Target(at_most=1.0))
+    results.add(tmp_path / "rows", [row])
+    assert results.read(tmp_path / "rows") == [row]
+    assert "NOT MET" in results.line(row) and "NOT MET" in results.markdown([row])
+
+
+def test_a_scenario_that_ran_again_replaces_its_rows(tmp_path: Path) -> None:
+    first, other, again = (Table(name, "b").row("w", "ms", value) for name, value in (("s", 1.0), ("o", 2.0), ("s", 3.0)))
+    for row in (first, other, again):
+        results.add(tmp_path / "rows", [row])
+    assert results.read(tmp_path / "rows") == [other, again]
+
+
+def test_a_rate_does_not_count_half_a_wave() -> None:
+    waves = [0.1 * wave for wave in range(5) for _ in range(10)]  # ten at once, each 100 ms
+    assert steady_rate(waves[3:], wave=10) == pytest.approx(100)
+    assert math.isnan(steady_rate(waves[:10], wave=10))
 
 
 @pytest.mark.parametrize(
