@@ -19,7 +19,7 @@ from bench.stage import Stage
 from bench.stats import Row, Target
 from bench.table import FULL, QUICK, Length, Table
 
-QUIET = Target(at_most=10)  # of the CPU, with what the kernel does for nobody's account
+QUIET = Target(at_most=5)
 
 
 def run(scenarios: list[str], broker: str, length: Length, json: Path | None) -> list[Row]:

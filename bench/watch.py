@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 
 import msgspec
@@ -27,7 +28,7 @@ class Watch:
         """`programs`: roles and process ids."""
         self._programs = {role: psutil.Process(pid) for role, pid in programs.items()}
         self._backends: dict[int, str] = {}  # names by process id
-        self._before, self._machine_before = self._cpu_s(), psutil.cpu_times()
+        self._begun_s, self._before, self._all_before_s = time.monotonic(), self._cpu_s(), _all_cpu_s()
 
     def used_s(self) -> dict[str, float]:
         """CPU seconds from the beginning to now."""
@@ -39,12 +40,10 @@ class Watch:
         return {name: max(0.0, round(used_s, 3)) for name, used_s in used.items()}
 
     def others_percent(self, used_s: Mapping[str, float]) -> float:
-        """How much of all its cores the machine has spent on anything else: with much of it, nothing measured is to be
-        believed."""
-        before, now = self._machine_before, psutil.cpu_times()
-        idle_s = now.idle - before.idle + getattr(now, "iowait", 0.0) - getattr(before, "iowait", 0.0)
-        whole_s = sum(now) - sum(before)
-        return max(0.0, 100 * (whole_s - idle_s - sum(used_s.values())) / whole_s) if whole_s > 0 else 0.0
+        """How much of all its cores the machine's other processes have taken meanwhile: with much of it, nothing measured is to
+        be believed. What the kernel does for nobody's account is left out."""
+        others_s = _all_cpu_s() - self._all_before_s - sum(used_s.values())
+        return max(0.0, 100 * others_s / (time.monotonic() - self._begun_s) / (psutil.cpu_count() or 1))
 
     def memory(self) -> dict[str, Memory]:
         found: dict[str, Memory] = {}
@@ -84,6 +83,11 @@ class Watch:
             told_apart = ENDED if name == SUPERVISOR else name
             found[told_apart] = found.get(told_apart, 0.0) + ended_s
         return found
+
+
+def _all_cpu_s() -> float:
+    """Of all processes, with what their children had that ended."""
+    return sum(sum(process.info["cpu_times"][:4]) for process in psutil.process_iter(["cpu_times"]) if process.info["cpu_times"])
 
 
 def _is_spawned(process: psutil.Process) -> bool:
