@@ -57,8 +57,10 @@ class LocalLimit:
 
     def adjust(self, children: list[Child], in_flight: int) -> None:
         """Called each turn of the loop; looks at the machine once in SAMPLE_EACH_S, while a model is there."""
+        if self._state is None or self._sampler is None or time.monotonic() - self._sampled_s < SAMPLE_EACH_S:
+            return
         capacity = sum(child.capacity for child in children)
-        if self._state is None or self._sampler is None or not capacity or time.monotonic() - self._sampled_s < SAMPLE_EACH_S:
+        if not capacity:
             return
         self._sampled_s = time.monotonic()
         self._state = self._with_bound(self._state, self._sampler, min(capacity, self._most))

@@ -126,8 +126,7 @@ class Node:
                 self._dispatcher.run()
                 self._retire()
                 self._ask_for_more()
-                self._status.tell(self._why_not_ready(), self._portrait)
-                self._notifier.tell(self._why_not_ready(), f"{self._requests.ledger.in_hand()} in flight, limit {self._most()}")
+                self._tell()
             self._end()
         except SecondSignal as second:
             self._crew.kill_all()
@@ -239,7 +238,16 @@ class Node:
             self._next_probe_s = time.monotonic() + PROBE_EACH_S
             self._consumer.allow(self._room())
 
+    def _tell(self) -> None:
+        """Probes, pages and systemd, where there are any, how it is."""
+        why_not_ready = self._why_not_ready()
+        self._status.tell(why_not_ready, self._portrait)
+        self._notifier.tell(why_not_ready, self._work)
+
     # what the steps decide by
+
+    def _work(self) -> str:
+        return f"{self._requests.ledger.in_hand()} in flight, limit {self._most()}"
 
     def _room(self) -> int:
         """How many more requests can be started now."""

@@ -10,7 +10,7 @@ import contextlib
 import os
 import socket
 import time
-from collections.abc import MutableMapping
+from collections.abc import Callable, MutableMapping
 
 SAY_EACH_S = 1.0  # at most, whatever changes
 BEAT_EACH_S = 5.0  # where systemd asks for no watchdog
@@ -31,11 +31,12 @@ class Notifier:
         self._sent_s, self._said = 0.0, ""
         self._is_ready, self._why_not, self._last_trouble = False, "", ""
 
-    def tell(self, why_not_ready: str, work: str) -> None:
-        """`why_not_ready`: "" while the node takes requests; `work`: how much it has in hand, for `systemctl status`."""
+    def tell(self, why_not_ready: str, work: Callable[[], str]) -> None:
+        """`why_not_ready`: "" while the node takes requests; `work`: how much it has in hand, for `systemctl status`; asked
+        only where somebody listens."""
         if not self._address:
             return
-        now_s, status = time.monotonic(), self._status(why_not_ready, work)
+        now_s, status = time.monotonic(), self._status(why_not_ready, work())
         becomes_ready = not why_not_ready and not self._is_ready
         due_s = self._sent_s + (min(SAY_EACH_S, self._beat_each_s) if status != self._said else self._beat_each_s)
         if now_s < due_s and not becomes_ready:

@@ -117,7 +117,7 @@ def test_a_stopped_supervisor_misses_it_too_and_goes_on(tmp_path: Path) -> None:
 def test_a_trouble_stays_in_the_status_once_it_has_passed(systemd: Systemd) -> None:
     notifier = Notifier({"NOTIFY_SOCKET": systemd.address, "WATCHDOG_USEC": "1", "WATCHDOG_PID": str(os.getpid())})
     for why in ("no backend is ready", "", "the queue\nis away", ""):
-        notifier.tell(why, "3 in flight, limit 4")
+        notifier.tell(why, lambda: "3 in flight, limit 4")
     first, ready, trouble, over = (systemd.hear()["STATUS"] for _ in range(4))
     assert (first, ready) == ("no backend is ready; 3 in flight, limit 4", "ready; 3 in flight, limit 4")
     assert trouble == "the queue is away; 3 in flight, limit 4"
@@ -129,6 +129,6 @@ def test_a_trouble_stays_in_the_status_once_it_has_passed(systemd: Systemd) -> N
 )
 def test_nobody_who_listens_is_no_trouble(environ: dict[str, str]) -> None:
     notifier = Notifier(environ)
-    notifier.tell("", "0 in flight, limit 1")
+    notifier.tell("", lambda: "0 in flight, limit 1")
     notifier.stopping(1.0)
     assert not environ
