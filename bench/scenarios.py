@@ -81,9 +81,9 @@ def latency(stage: Stage, table: Table, length: Length) -> Iterator[Row]:
     ours_ms = [sum(record[name] or 0.0 for name in ("waited", "prepared", "delivered")) for record in records]
     what = "node alone, 1 in flight: received → upstream sent, upstream done → answer taken, p50"
     yield table.row(what, "ms", spread(ours_ms).p(50), target=Target(at_most=0.7))
-    capacity = stage.through_gateway(Work("mock"), length.plan(in_flight=64)).report.per_s
+    capacity = stage.through_gateway(Work("mock?latency=100ms"), length.plan(in_flight=128)).report.per_s
     rate = 0.7 * capacity
-    yield table.row("64 in flight: capacity", "/s", capacity)
+    yield table.row("capacity: 128 in flight, upstream of 100 ms", "/s", capacity)
     work, plan = Work(f"mock?latency={64 / rate:.3f}s"), length.plan(rate=rate)
     targets = {99: Target(at_most=25)} if table.is_embedded else {}
     yield from table.added("64 in flight at 70 % of capacity", work, plan, stage, targets)
@@ -140,7 +140,7 @@ def sizes(stage: Stage, table: Table, length: Length) -> Iterator[Row]:
 def backlog(stage: Stage, table: Table, length: Length) -> Iterator[Row]:
     """What a long queue costs: 100 to 100,000 demo requests waiting in the broker, while their node works them off."""
     for count in (100, 10_000) if length.is_quick else (100, 10_000, 100_000):
-        work, plan = Work(variables={"REQUEST_TTL_S": "1h"}), length.plan(in_flight=count, timeout_s=0.0)
+        work, plan = Work(variables={"REQUEST_TTL_S": "1h"}), length.plan(in_flight=count, timeout_s=1.0)
         floor = stage.straight(work, plan, floor=True)
         found = stage.straight(work, plan)
         what = f"{count:,} waiting"

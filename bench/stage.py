@@ -8,7 +8,6 @@ import subprocess
 import sys
 import urllib.request
 import uuid
-from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from types import TracebackType
 
@@ -27,6 +26,7 @@ from tests.real.upstream.ask import Ask
 
 FLOOR_THREADS = 64  # a process: more starve each other
 RECORDS_WITHIN_MS = 2000
+WITHIN_S = 10.0
 
 
 @dataclass(frozen=True)
@@ -156,12 +156,11 @@ class Stage:
         load = start_bound([sys.executable, "-m", load_module, msgspec.json.encode(plan).decode()], stdout=subprocess.PIPE)
         try:
             assert load.stdout is not None
-            lines = iter(load.stdout.readline, b"")
-            _await(lines, b"from\n")
+            _await(load, b"from\n")
             seen = Watch(programs | {watch.UPSTREAM: self._upstream.pid, watch.LOAD: load.pid})
-            _await(lines, b"to\n")
+            _await(load, b"to\n")
             used_s, memory = self.used_s(seen), seen.memory()
-            report = msgspec.json.decode(next(lines), type=Report)
+            report = msgspec.json.decode(load.stdout.readline(), type=Report)
         finally:
             end_group(load)
         return Measured(report, used_s, memory)
@@ -210,9 +209,8 @@ class _Gateway(NodeProcess):
             return False
 
 
-def _await(lines: Iterator[bytes], wanted: bytes) -> None:
-    for line in lines:
-        if line == wanted:
-            return
-    raise RuntimeError("the load generator ended; what it said is above")
-
+def _await(load: subprocess.Popen[bytes], wanted: bytes) -> None:
+    """The load's next line. What a load that ended had to say of it is on the standard error."""
+    assert load.stdout is not None
+    if load.stdout.readline() != wanted:
+        raise RuntimeError(f"the load generator ended with exit code {load.wait(WITHIN_S)}")

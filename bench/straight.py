@@ -71,7 +71,8 @@ class Node(Wire):
         while (found := _frame(data, at)) is not None:
             opcode, payload, at = found
             if opcode == TEXT:
-                self._take(_frames.decode(payload))
+                for frame in payload.split(b"\n"):
+                    self._take(_frames.decode(frame))
             elif opcode == PING:
                 self.send(bytes([0x80 | PONG, len(payload)]) + payload)
         self._kept = data[at:]
