@@ -1,7 +1,7 @@
 """The ledger: every request in the node's hands, and where it stands. Pure: no clock, no process, no queue.
 
     waiting → dispatched → begun ┐
-                    ↘ delivering ┴→ settling → (forgotten, its key remembered)
+       ↖______/     ↘ delivering ┴→ settling → (forgotten, its key remembered)
 
 `waiting` has no child, and stands in one of three lines (`Line`); `begun` has output on its way to the requester and can
 only be ended; `delivering` is computed and holds no slot; `settling` waits for the queue to confirm what its end
@@ -155,6 +155,14 @@ class Ledger(Generic[Job]):
         self._free_slot(entry)
         if entry.state is State.DISPATCHED:
             entry.state = State.DELIVERING
+
+    def wait_again(self, entry: Entry[Job]) -> None:
+        """For another child, as its own has died: first in line, as it has waited before."""
+        self._lines[entry.line].pop(entry.number, None)
+        self._leave_child(entry)
+        entry.state, entry.line = State.WAITING, Line.TASK
+        self._lines[Line.TASK][entry.number] = entry
+        self._lines[Line.TASK].move_to_end(entry.number, last=False)
 
     def refuse(self, entry: Entry[Job]) -> None:
         """Its end is decided, and only has to be told; any child can do that."""

@@ -82,7 +82,7 @@ class Requests:
     ) -> None:
         self._settings, self._publish, self._acknowledge, self._dice = settings, publish, acknowledge, dice
         self._journal, self._status = journal or Journal(None), status
-        self._node, self._end_log = node_id(), EndLog(settings)
+        self._node, self.end_log = node_id(), EndLog(settings)
         self.ledger: Ledger[Job] = Ledger()
 
     # arriving
@@ -112,7 +112,7 @@ class Requests:
         if redelivery.expired(history, entry.job.received_ms, self._settings.request_ttl_s):
             self._give_up(entry, self._expired_error(history))
         elif lost is not None:
-            self._after_death(entry, begun=lost.begun, cause="the whole node died")
+            self._after_death(entry, begun=lost.begun, cause="the whole node died", others=True)
         elif entry.line is Line.ALONE and self.ledger.count_in(Line.ALONE) > MOST_ALONE:
             self._put_back(entry, history, ALONE_DELAY_S)  # they take turns, here and on other nodes
 
@@ -205,15 +205,15 @@ class Requests:
         self._finish(entry, outcome)
         return None
 
-    def child_died(self, child: int, cause: str, *, blame: bool) -> None:
+    def child_died(self, child: int, cause: str, *, blame: bool, others: bool = True) -> None:
         """Its requests: what had begun to stream is ended with an error, all else is tried again.
 
-        blame: an attempt is counted, as the request may be what killed it."""
-        for entry in self.ledger.aboard(child):
+        blame: an attempt is counted, as the request may be what killed it; others: there are children left to try it here."""
+        for entry in reversed(self.ledger.aboard(child)):  # so that the first of them is first in line again
             if entry.job.refusal is not None:
                 self.ledger.refuse(entry)  # any other child can deliver it
             elif blame or entry.state is State.BEGUN:
-                self._after_death(entry, begun=entry.state is State.BEGUN, cause=cause)
+                self._after_death(entry, begun=entry.state is State.BEGUN, cause=cause, others=others)
             else:
                 self._put_back(entry, entry.job.history, 0.0)
 
@@ -232,7 +232,7 @@ class Requests:
 
     # decisions
 
-    def _after_death(self, entry: Entry[Job], *, begun: bool, cause: str) -> None:
+    def _after_death(self, entry: Entry[Job], *, begun: bool, cause: str, others: bool) -> None:
         """Of the process that had it."""
         error = error_object("The process that worked on this request died; it was not finished.", "server_error", "node_child_died")
         job = entry.job
@@ -240,11 +240,15 @@ class Requests:
         if begun:
             self._refuse(entry, error)
         else:
-            # Most had nothing to do with it, and their requesters wait: the first time they need no pause.
-            self._try_again(entry, {**error, "message": f"{error['message']} ({cause})"}, at_once=job.history.deaths == 1)
+            # Most had nothing to do with it, and their requesters wait: the first time they need no pause, and no second
+            # wait behind the whole queue where another child can have them. The journal keeps the count meanwhile.
+            first, error = job.history.deaths == 1, {**error, "message": f"{error['message']} ({cause})"}
+            self._try_again(entry, error, at_once=first, here=first and others)
 
-    def _try_again(self, entry: Entry[Job], error: dict[str, Any], wait_s: float = 0.0, *, at_once: bool = False) -> None:
-        """`wait_s`: as the upstream asked."""
+    def _try_again(
+        self, entry: Entry[Job], error: dict[str, Any], wait_s: float = 0.0, *, at_once: bool = False, here: bool = False
+    ) -> None:
+        """`wait_s`: as the upstream asked; here: it does not go back to the queue."""
         history = redelivery.next_attempt(entry.job.history, self._settings.max_attempts)
         if history is None:
             self._give_up(entry, error)
@@ -255,9 +259,14 @@ class Requests:
             return
         trail = redelivery.noted(entry.job.history, str(error.get("message")), self._node)
         history = replace(trail, attempt=history.attempt)
-        words = "request {} goes back for attempt {} in {:.1f} s: {}"
-        logger.debug(words, entry.job.request.request_id, history.attempt, delay_s, history.last_error)
-        self._put_back(entry, history, delay_s)
+        words = "request {} {} for attempt {} in {:.1f} s: {}"
+        where = "stays here" if here else "goes back"
+        logger.debug(words, entry.job.request.request_id, where, history.attempt, delay_s, history.last_error)
+        if here:
+            entry.job.history = history
+            self.ledger.wait_again(entry)
+        else:
+            self._put_back(entry, history, delay_s)
 
     def _in_trouble(self, entry: Entry[Job], error: dict[str, Any]) -> None:
         if self._settings.on_trouble == "answer":
@@ -310,7 +319,7 @@ class Requests:
             ended = _ended(entry, outcome)
             told = record(ended, self._settings, self._node)
             publishes.append(Publish(self._settings.res_topic_name, told, batched=True))
-            self._end_log.say(ended)
+            self.end_log.say(ended)
             if self._status is not None:
                 self._status.ended(ended, told)
         self._settle(entry, publishes, answered=True)

@@ -97,6 +97,17 @@ def test_three_lines() -> None:
     assert ledger.waiting() == [c, alone, b] and ledger.in_hand() == 3
 
 
+def test_who_waits_again_is_first_in_line() -> None:
+    ledger: Ledger[str] = Ledger()
+    a, b = admitted(ledger, "a", "b")
+    ledger.dispatch(a, 1)
+    ledger.wait_again(a)
+    assert ledger.waiting() == [a, b] and ledger.aboard(1) == [] and ledger.load(1) == 0
+    assert ledger.get(a.number) is None, "no child has it"
+    ledger.dispatch(a, 2)
+    assert ledger.get(a.number) is a
+
+
 def test_a_child_is_quarantined_while_a_request_that_runs_alone_is_its_business() -> None:
     ledger: Ledger[str] = Ledger()
     alone = ledger.admit("a", None, "job", Line.ALONE)
@@ -163,11 +174,11 @@ def test_the_counts_are_what_the_entries_say(seed: int) -> None:
             ledger.forget(entry)
             entries.remove(entry)
         else:
-            act = dice.choice(["begin", "computed", "refuse", "settle"])
+            act = dice.choice(["begin", "computed", "refuse", "wait_again", "settle"])
             if act == "settle":
                 ledger.settle(entry, answered=False)
             else:
-                getattr(ledger, act)(entry if act == "refuse" else entry.number)
+                getattr(ledger, act)(entry if act in ("refuse", "wait_again") else entry.number)
         for child in range(3):
             aboard = [e for e in entries if e.child == child]
             assert ledger.aboard(child) == sorted(aboard, key=lambda e: e.number)

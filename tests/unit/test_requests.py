@@ -166,7 +166,7 @@ def test_a_dead_childs_requests(queue: Queue) -> None:
     tasks = [queue.board(7) for _ in range(3)]
     queue.requests.begun(tasks[1].number)
     queue.requests.computed(tasks[2].number)
-    queue.requests.child_died(7, "signal SIGKILL", blame=True)
+    queue.requests.child_died(7, "signal SIGKILL", blame=True, others=False)
     again = queue.confirm()
     assert [publish.properties[ATTEMPT] for publish in again] == ["2", "2"]
     assert "SIGKILL" in again[0].properties[LAST_ERROR]
@@ -199,7 +199,33 @@ def test_what_a_child_says_of_what_it_has_no_more_is_ignored(queue: Queue) -> No
     queue.requests.begun(number)
     queue.requests.computed(number)
     queue.requests.ended(Outcome(99, "answered"))
-    assert [publish.topic for publish in queue.confirm()] == [TOPIC]
+    assert queue.confirm() == [] and queue.board(8).number == number
+
+
+def test_where_others_are_left_the_first_death_costs_no_second_wait_in_the_queue(queue: Queue) -> None:
+    for request_id in ("first", "second", "later"):
+        queue.arrive(request_id=request_id)
+    for _ in range(2):
+        queue.board(7)
+    queue.requests.child_died(7, "signal SIGKILL", blame=True)
+    assert queue.confirm() == []
+    again = [queue.board(8) for _ in range(3)]
+    assert [(task.request_id, task.attempt) for task in again] == [("first", 2), ("second", 2), ("later", 1)]
+    queue.requests.ended(Outcome(again[0].number, "answered"))
+    (record,) = queue.confirm()
+    assert record_of(record)["attempt"] == 2
+    queue.requests.child_died(8, "signal SIGKILL", blame=True)  # the second time its count goes into the queue with it
+    copies = {queue.again(publish).properties[ATTEMPT] for publish in queue.confirm() if publish.topic == TOPIC}
+    assert copies == {"3"} and queue.board(9).request_id == "later"
+
+
+def test_what_waits_for_another_child_goes_back_with_its_count(queue: Queue) -> None:
+    queue.arrive()
+    queue.board(7)
+    queue.requests.child_died(7, "signal SIGKILL", blame=True)
+    assert queue.requests.give_back_waiting() == 1
+    (copy,) = queue.confirm()
+    assert (copy.properties[ATTEMPT], copy.properties[DEATHS]) == ("2", "1")
 
 
 def test_an_expired_request_is_refused(queue: Queue) -> None:
@@ -287,7 +313,7 @@ def test_only_what_was_aboard_is_blamed_and_the_third_time_it_runs_alone(queue: 
     queue.arrive(request_id="bystander")
     for deaths in (1, 2):
         queue.board(deaths)
-        queue.requests.child_died(deaths, "signal SIGSEGV", blame=True)
+        queue.requests.child_died(deaths, "signal SIGSEGV", blame=True, others=False)
         (copy,) = queue.confirm()
         assert copy.properties[DEATHS] == str(deaths) and "SIGSEGV" in copy.properties[TRAIL]
         again = queue.again(copy)
@@ -356,23 +382,27 @@ def test_a_node_that_died_whole_counts_an_attempt_for_what_it_had(clock: Clock, 
     second = died(first, tmp_path)
     for received in (aboard, waiting, ended):
         second.requests.arrive(dataclasses.replace(received))
-    (copy,) = second.confirm()
-    assert (copy.properties[ATTEMPT], copy.properties[DEATHS]) == ("2", "1") and "whole node" in copy.properties[LAST_ERROR]
-    assert {second.board().request_id, second.board().request_id} == {"waiting", "ended"}
+    assert second.confirm() == []
+    assert {(task.request_id, task.attempt) for task in (second.board() for _ in range(3))} == {("aboard", 2), ("waiting", 1), ("ended", 1)}
+    history = second.requests.ledger.aboard(1)[0].job.history
+    assert history.deaths == 1 and "whole node" in history.last_error
 
 
 def test_a_request_that_kills_whole_nodes_is_given_up(clock: Clock, tmp_path: Path) -> None:
     queue = Queue(clock, journal=Journal(tmp_path))
     received, folder = queue.arrive(), tmp_path
-    for _ in range(2):
-        queue.board()
-        queue = died(queue, folder)
-        folder = next(folder.glob("after-*"))
-        queue.requests.arrive(dataclasses.replace(received))
-        (copy,) = queue.confirm()
-        received = queue.again(copy)
-        queue.requests.arrive(received)
     queue.board()
+    queue = died(queue, folder)
+    folder = next(folder.glob("after-*"))
+    queue.requests.arrive(dataclasses.replace(received))  # the first time it stays
+    assert queue.board().attempt == 2
+    queue = died(queue, folder)
+    folder = next(folder.glob("after-*"))
+    queue.requests.arrive(dataclasses.replace(received))
+    (copy,) = queue.confirm()
+    received = queue.again(copy)
+    queue.requests.arrive(received)
+    assert queue.board().attempt == 3
     queue = died(queue, folder)
     queue.requests.arrive(dataclasses.replace(received))
     refusal = queue.board()

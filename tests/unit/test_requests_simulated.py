@@ -189,7 +189,7 @@ class World(Queue):
             if blame and isinstance(message, Task) and message.number not in self.begun:
                 self.counted[message.request_id] += 1
         self.kind += 1
-        self.requests.child_died(child, "signal", blame=blame)
+        self.requests.child_died(child, "signal", blame=blame, others=self.dice.random() < 0.5)
         for number in dead:  # what it had said and nobody had read comes too late
             self.requests.ended(Outcome(number, "answered"))
             self.requests.begun(number)
