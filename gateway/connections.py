@@ -9,6 +9,7 @@ import resource
 from asyncio import Transport
 from asyncio.transports import BaseTransport
 from collections import OrderedDict
+from collections.abc import Callable
 from http import HTTPStatus
 from typing import Any, cast
 
@@ -106,9 +107,10 @@ class _Writable:
 
 
 class HttpConnection(AutoHTTPProtocol):  # type: ignore[valid-type,misc]
-    """One connection of uvicorn's, whichever parser it has."""
+    """One connection of uvicorn's, whichever parser it has. lost: called where it ends while somebody waits over it."""
 
     transport: Transport
+    lost: Callable[[], None] | None = None
 
     def __init__(self, config: uvicorn.Config, *arguments: Any, door: Door, **named: Any) -> None:
         super().__init__(config, *arguments, **named)
@@ -117,9 +119,10 @@ class HttpConnection(AutoHTTPProtocol):  # type: ignore[valid-type,misc]
         self._upgraded = False
 
     def connection_made(self, transport: BaseTransport) -> None:
-        """Each request is given its connection, as ASGI has no way to drop one whose peer does not read."""
+        """Each request is given its connection: ASGI has no way to drop one whose peer does not read, and a task to await
+        its end costs more than to be called."""
         super().connection_made(_Writable(transport))
-        self.app_state: dict[str, object] = {**self.app_state, "transport": transport}
+        self.app_state: dict[str, object] = {**self.app_state, "transport": self.transport, "connection": self}
         if self._door.admit(len(self.connections)):
             self._door.await_head(self, self.loop.time())
         else:
@@ -153,6 +156,8 @@ class HttpConnection(AutoHTTPProtocol):  # type: ignore[valid-type,misc]
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._door.forget(self)
+        if self.lost is not None:
+            self.lost()
         super().connection_lost(exc)
 
     def send_400_response(self, _: str) -> None:

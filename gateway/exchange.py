@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
 import math
 
@@ -14,7 +13,7 @@ from starlette.types import Receive, Scope, Send
 from errors import http_status
 from gateway import links
 from gateway.body import Room
-from gateway.connections import HEAD_WITHIN_S
+from gateway.connections import HEAD_WITHIN_S, HttpConnection
 from gateway.keys import Keys
 from gateway.models import Models
 from gateway.pending import DEFAULT_BUFFER_BYTES, Frame, Pending, RequesterGone, Waiter
@@ -85,23 +84,21 @@ class Exchange(Response):
         self._request_id, self._stream = request_id, stream
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        connection: HttpConnection = scope["state"]["connection"]
         transport = scope["state"]["transport"]
+        if transport.is_closing():
+            return
         waiter = Waiter(self._request_id, self._stream, transport.abort, self._gateway.buffer_limit_bytes, self._model)
         # Before the publish: a fast node answers before the queue has confirmed.
         self._gateway.pending.add(waiter)
-        watch = asyncio.create_task(self._watch(waiter, receive))
+        connection.lost = lambda: self._gateway.pending.remove(waiter)
         try:
             await self._answer(waiter, scope, receive, send)
         except RequesterGone:
             logger.debug("request {} for {}: the requester has gone", self._request_id, self._model)
         finally:
-            watch.cancel()
+            connection.lost = None
             self._gateway.pending.remove(waiter)
-
-    async def _watch(self, waiter: Waiter, receive: Receive) -> None:
-        while (await receive())["type"] != "http.disconnect":
-            pass  # a second body cannot come
-        self._gateway.pending.remove(waiter)
 
     async def _answer(self, waiter: Waiter, scope: Scope, receive: Receive, send: Send) -> None:
         try:

@@ -25,6 +25,7 @@ class NodeSocket(WebSocketsSansIOProtocol):
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)
+        self._unsaid: list[bytes] = []
         self.app_state: dict[str, object] = {**self.app_state, "socket": self}
 
     def send_receive_event_to_app(self) -> None:
@@ -36,12 +37,20 @@ class NodeSocket(WebSocketsSansIOProtocol):
             self.take(text)
 
     def say(self, text: bytes) -> bool:
-        """One text frame. False where it would have to wait, or the socket is closed."""
+        """One frame of a link, which goes out with all others of this turn of the loop, one a line of one text. False where it
+        would have to wait, or the socket is closed."""
         if not self.writable.is_set() or self.close_sent or self.disconnected or self.transport.is_closing():
             return False
-        self.conn.send_text(text)
-        self.transport.write(b"".join(self.conn.data_to_send()))
+        if not self._unsaid:
+            self.loop.call_soon(self._say_all)
+        self._unsaid.append(text)
         return True
+
+    def _say_all(self) -> None:
+        text, self._unsaid = b"\n".join(self._unsaid), []
+        if not (self.close_sent or self.disconnected or self.transport.is_closing()):
+            self.conn.send_text(text)
+            self.transport.write(b"".join(self.conn.data_to_send()))
 
     def start_keepalive(self) -> None:
         if self.scope["path"].endswith(links.PATH):

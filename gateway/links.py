@@ -77,9 +77,13 @@ class NodeLink:
                 self._sending = False
 
     def take(self, text: bytes) -> None:
-        """One frame from the node. Never waits, and never raises for what a node may send."""
+        """Frames from the node, one a line. Never waits, and never raises for what a node may send."""
+        for line in text.split(b"\n"):
+            self._take_frame(line)
+
+    def _take_frame(self, line: bytes) -> None:
         try:
-            frame = _decoder.decode(text)
+            frame = _decoder.decode(line)
         except _UNREADABLE as error:
             self._ignore(str(error))
             return

@@ -12,7 +12,7 @@ from openapi_spec_validator import validate
 
 import errors
 from errors import error_object
-from gateway.app import create_app
+from gateway.app import application
 from gateway.exchange import Gateway
 from gateway.models import Models
 from tests.real.specification import ASYNCAPI, DOCS, OPENAPI, document, is_allowed
@@ -91,7 +91,7 @@ def test_the_table_of_errors_names_codes_that_there_are() -> None:
 
 
 def test_openapi_has_the_gateways_paths_and_no_others() -> None:
-    routes = create_app(Gateway(FakeQueue(), Models(), "http://h", 1.0)).routes
+    routes = application(Gateway(FakeQueue(), Models(), "http://h", 1.0)).routes
     served = {(route.path.replace(":path", ""), method) for route in routes for method in getattr(route, "methods", None) or ()}  # type: ignore[attr-defined]
     described = {(path, method.upper()) for path, methods in document(OPENAPI)["paths"].items() for method in methods}
     assert {(path, method) for path, method in served if method != "HEAD" and path != "/"} == described
