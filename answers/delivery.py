@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable
 from typing import Any, Protocol
@@ -15,15 +16,12 @@ from answers.endpoint import NotAllowed, NotDelivered, NoWebSocket, RequesterGon
 from answers.links import Links
 from answers.overlink import LinkDelivery
 from answers.pool import SocketPool
-from answers.post import EARLY_GRACE_S, TAKEN_WITHIN_S, Poster
+from answers.post import Poster
 from answers.run import Run
-from answers.streams import Streams
-from answers.websocket import CONNECTED_WITHIN_S, PONG_TIMEOUT_S, SENT_WITHIN_S, FrameSocket
+from answers.websocket import WebSocket
 
 # The existing service drops frames for ids that it has not registered yet; it was seen to register up to 77 ms late.
 FIRST_FRAME_AFTER_S = 0.1
-_POSTED_WITHIN_S = EARLY_GRACE_S + 2 * TAKEN_WITHIN_S
-_OPEN_WITHIN_S = CONNECTED_WITHIN_S + FIRST_FRAME_AFTER_S
 
 
 def _nobody_is_cancelled(request_id: str) -> None:
@@ -34,11 +32,11 @@ class Couriers:
     """A child's connections to requesters' services. `cancelled`: told by links which ids nobody waits for any more."""
 
     def __init__(
-        self, threads: int, ca_bundle: str | None, cancelled: Callable[[str], None] = _nobody_is_cancelled,
+        self, most_rested: int, ca_bundle: str | None, cancelled: Callable[[str], None] = _nobody_is_cancelled,
         allowed: Allowed | None = None,
     ) -> None:
         self.dialer = Dialer(ca_bundle, allowed)
-        self.poster = Poster(threads, self.dialer)
+        self.poster = Poster(most_rested, self.dialer)
         self.sockets = SocketPool(self.dialer)
         self.links = Links(self.dialer, cancelled)
 
@@ -46,11 +44,9 @@ class Couriers:
 class Delivery(Protocol):
     """A sink (backends/base.py), and what its worker does with it."""
 
-    def chunk(self, data: bytes) -> None: ...
+    def put(self, data: bytes) -> bool: ...
+    async def chunk(self, data: bytes) -> None: ...
     def whole(self, data: bytes) -> None: ...
-    @property
-    def carrier(self) -> Streams | None: ...
-
     def fail(self, error: dict[str, Any]) -> None:
         """What `finish` delivers is this error, or ends with it."""
 
@@ -58,14 +54,14 @@ class Delivery(Protocol):
     def answer(self) -> bytes:
         """What is not delivered yet."""
 
-    def finish(self) -> None:
+    async def finish(self) -> None:
         """Raises RequesterGone, RequesterUnknown, AnotherAnswers, NodeStopped, NotDelivered; may be called again after
         NotDelivered."""
 
-    def await_reply(self) -> None:
+    async def await_reply(self) -> None:
         """Where it may not be wanted: before anything is computed. Raises RequesterGone, AnotherAnswers."""
 
-    def cut(self, error: dict[str, Any]) -> None:
+    async def cut(self, error: dict[str, Any]) -> None:
         """This process ends: say so where the requester has seen a part. Raises what `finish` raises."""
 
     def abandon(self) -> None:
@@ -79,15 +75,14 @@ class WholeDelivery:
         self._address, self._couriers, self._run = address, couriers, run
         self._data = b""
 
-    def chunk(self, data: bytes) -> None:
+    def put(self, data: bytes) -> bool:
+        return False
+
+    async def chunk(self, data: bytes) -> None:
         raise AssertionError("a whole answer has no chunks")
 
     def whole(self, data: bytes) -> None:
         self._data = data
-
-    @property
-    def carrier(self) -> None:
-        return None
 
     def fail(self, error: dict[str, Any]) -> None:
         self._data = msgspec.json.encode({"error": error})
@@ -96,21 +91,17 @@ class WholeDelivery:
     def answer(self) -> bytes:
         return self._data
 
-    def finish(self) -> None:
+    async def finish(self) -> None:
         """Raises RequesterUnknown, NotDelivered, NodeStopped; may be called again after NotDelivered."""
         identifier = msgspec.json.encode(self._address.request_id)
         body = b'{"request_id":' + identifier + b',"data":' + self._data + b"}"
-        self._run.check()
-        self._run.step(_POSTED_WITHIN_S)
-        try:
-            self._couriers.poster.post(self._address.endpoint, body, early_until_s=self._address.early_until_s)
-        finally:
-            self._run.rest()
+        await self._run.check()
+        await self._couriers.poster.post(self._address.endpoint, body, early_until_s=self._address.early_until_s)
 
-    def await_reply(self) -> None:
+    async def await_reply(self) -> None:
         return
 
-    def cut(self, error: dict[str, Any]) -> None:
+    async def cut(self, error: dict[str, Any]) -> None:
         return
 
     def abandon(self) -> None:
@@ -127,20 +118,18 @@ class StreamDelivery:
         self._head = b'{"request_id":' + identifier + b',"end":false,"data":'
         self._last = b'{"request_id":' + identifier + b',"end":true}'
         self._failed_head = b'{"request_id":' + identifier + b',"end":true,"data":'
-        self._socket: FrameSocket | None = None
+        self._socket: WebSocket | None = None
         self._kept: list[bytes] = []
         self._keeping = False
 
-    def chunk(self, data: bytes) -> None:
-        self._send(self._head + data + b"}")
+    def put(self, data: bytes) -> bool:
+        return False
+
+    async def chunk(self, data: bytes) -> None:
+        await self._send(self._head + data + b"}")
 
     def whole(self, data: bytes) -> None:
         raise AssertionError("a stream has no whole answer")
-
-    @property
-    def carrier(self) -> None:
-        """A requester's service that reads slowly would keep all others waiting."""
-        return None
 
     def fail(self, error: dict[str, Any]) -> None:
         """The last frame will carry the error."""
@@ -150,40 +139,36 @@ class StreamDelivery:
     def answer(self) -> bytes:
         return b"\n".join([*self._kept, self._last])
 
-    def finish(self) -> None:
+    async def finish(self) -> None:
         """The end frame, and the pong that proves that all was taken. Raises RequesterGone, NotDelivered."""
-        try:
-            if self._socket is None:
-                self._open()
-                self._send_kept()
-            self._run.check()
-            self._end()
-        finally:
-            self._run.rest()
+        if self._socket is None:
+            await self._open()
+            await self._send_kept()
+        await self._run.check()
+        await self._end()
 
-    def _send_kept(self) -> None:
+    async def _send_kept(self) -> None:
         kept, self._kept = self._kept, []
         for frame in kept:
-            self._write(frame)
+            await self._write(frame)
 
-    def _end(self) -> None:
-        self._write(self._last)
+    async def _end(self) -> None:
+        await self._write(self._last)
         assert self._socket is not None
-        self._run.step(SENT_WITHIN_S + PONG_TIMEOUT_S)
         try:
-            self._socket.confirm()
+            await self._socket.confirm()
         except OSError as error:
             raise RequesterGone(str(error)) from None
         self._couriers.sockets.give_back(self._address.endpoint, self._socket)
         self._socket = None
 
-    def await_reply(self) -> None:
+    async def await_reply(self) -> None:
         return
 
-    def cut(self, error: dict[str, Any]) -> None:
+    async def cut(self, error: dict[str, Any]) -> None:
         if self._socket is not None:
             self.fail(error)
-            self._end()
+            await self._end()
 
     def abandon(self) -> None:
         """After any failure: a socket in the middle of a stream is of no use to another."""
@@ -191,11 +176,11 @@ class StreamDelivery:
             self._couriers.sockets.abandon(self._socket)
             self._socket = None
 
-    def _send(self, frame: bytes) -> None:
-        self._run.check()
+    async def _send(self, frame: bytes) -> None:
+        await self._run.check()
         if self._socket is None and not self._keeping:
             try:
-                self._open()
+                await self._open()
             except NotAllowed:
                 raise  # however long it is kept
             except NotDelivered:
@@ -203,33 +188,31 @@ class StreamDelivery:
         if self._keeping:
             self._kept.append(frame)
         else:
-            self._write(frame)
+            await self._write(frame)
 
-    def _open(self) -> None:
+    async def _open(self) -> None:
         """Raises NotDelivered. From here on the requester may have seen something."""
-        self._run.step(_OPEN_WITHIN_S)
-        self._socket = self._couriers.sockets.borrow(self._address.endpoint, lambda why: self._run.end(RequesterGone(why)))
+        self._socket = await self._couriers.sockets.borrow(self._address.endpoint, lambda why: self._run.end(RequesterGone(why)))
         wait_s = self._address.received_at_s + FIRST_FRAME_AFTER_S - time.monotonic()
         if wait_s > 0:
-            time.sleep(wait_s)
-        self._run.begin()
+            await asyncio.sleep(wait_s)
+        await self._run.begin()
 
-    def _write(self, frame: bytes) -> None:
+    async def _write(self, frame: bytes) -> None:
         assert self._socket is not None
-        self._run.step(SENT_WITHIN_S)
         try:
-            self._socket.send(frame)
+            await self._socket.send(frame)
         except OSError as error:
             raise RequesterGone(str(error)) from None
 
 
-def delivery(address: Address, couriers: Couriers, run: Run, *, insists: bool = False) -> Delivery:
+async def delivery(address: Address, couriers: Couriers, run: Run, *, insists: bool = False) -> Delivery:
     """Over the link where one is offered and there, which it is asked for at once; else to the endpoint.
     insists: it is a refusal, which `busy` need not end. Raises NotAllowed."""
     if address.link:
         way = LinkDelivery(address, couriers.links, run, insists=insists)
         try:
-            way.ask()
+            await way.ask()
             return way
         except NoWebSocket:
             pass

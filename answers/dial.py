@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
-import socket
+import asyncio
 import ssl
+import time
+from collections.abc import Callable
 from functools import cached_property
 from ipaddress import ip_address
-from typing import Any
 from urllib.parse import urlsplit
 
 from loguru import logger
 
 from answers.allowed import Allowed
 from answers.endpoint import NotAllowed
+from net.dial import Place, Spoken, connected, look_up, speak
 
-CONNECT_TIMEOUT_S = 5.0  # for each of a name's addresses
+CONNECT_TIMEOUT_S = 5.0  # for all of a name's addresses, and TLS
 _PORTS = {"http": 80, "ws": 80, "https": 443, "wss": 443}
 _TOLD_AT_MOST = 100
 
 
 class Dialer:
-    """ca_bundle: certificates to trust instead of the system's, a PEM file's path. Thread-safe."""
+    """ca_bundle: certificates to trust instead of the system's, a PEM file's path."""
 
     def __init__(self, ca_bundle: str | None = None, allowed: Allowed | None = None) -> None:
         self.ca_bundle = ca_bundle
@@ -42,37 +44,25 @@ class Dialer:
         if host and port and (why := self._allowed.why_not(host, port)):
             raise self._refusal(host, why)
 
-    def connect(self, host: str, port: int) -> socket.socket:
+    async def connect(self, speaker: Callable[[], Spoken], host: str, port: int, *, tls: bool) -> Spoken:
         """Looked up once, and connected to what was checked: a name that says something else the next time gains nothing.
-        Raises NotAllowed where none of its addresses is allowed, OSError."""
-        why = ""
-        failed: OSError | None = None
-        for family, kind, protocol, _, address in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM):
-            if refused := self._allowed.why_not(host, port, ip_address(str(address[0]))):
-                why = refused
-                continue
-            try:
-                return _connected(socket.socket(family, kind, protocol), address)
-            except OSError as error:
-                failed = error
-        if failed is None and why:
-            raise self._refusal(host, why)
-        raise failed or OSError(f"{host} has no address")
+        Raises NotAllowed where none of its addresses is allowed, OSError (TimeoutError, ssl.SSLError too)."""
+        give_up_at_s = time.monotonic() + CONNECT_TIMEOUT_S
+        async with asyncio.timeout(CONNECT_TIMEOUT_S):
+            places = self._allowed_of(await look_up(host, port), host, port)
+            plain = await connected(places, give_up_at_s - time.monotonic())
+            return await speak(speaker, plain, host=host, tls=self.tls if tls else None)
+
+    def _allowed_of(self, places: list[Place], host: str, port: int) -> list[Place]:
+        """Raises NotAllowed where that leaves none."""
+        whys = [self._allowed.why_not(host, port, ip_address(str(place[4][0]))) for place in places]
+        found = [place for place, why in zip(places, whys, strict=True) if not why]
+        if places and not found:
+            raise self._refusal(host, str(whys[-1]))
+        return found
 
     def _refusal(self, host: str, why: str) -> NotAllowed:
         if host not in self._told and len(self._told) < _TOLD_AT_MOST:  # once: whoever sends it may send it for ever
             self._told.add(host)
             logger.warning("answers to {} are refused, now and from now on: {} (ALLOWED_ENDPOINTS)", host[:200], why)
         return NotAllowed(f"this node may not answer there: {why}")
-
-
-def _connected(fresh: socket.socket, address: tuple[Any, ...]) -> socket.socket:
-    """Raises OSError."""
-    try:
-        fresh.settimeout(CONNECT_TIMEOUT_S)
-        fresh.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        fresh.connect(address)
-        return fresh
-    except BaseException:
-        fresh.close()
-        raise

@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
-import threading
+import asyncio
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import msgspec
 from loguru import logger
-from websockets.frames import Opcode
 
 from answers.dial import Dialer
 from answers.endpoint import AnotherAnswers, NotDelivered, NoWebSocket, RequesterGone, websocket_url
+from answers.pace import Pace
 from answers.run import Run
-from answers.streams import Streams
-from answers.websocket import FrameSocket
+from answers.websocket import WebSocket, open_socket
 
 UNREACHABLE_FOR_S = 1.0  # so that not each of a hundred requests waits for the same gateway
 NOT_OFFERED_FOR_S = 60.0
 PING_EACH_S = 5.0  # of silence
 SILENT_AFTER_S = 15.0  # the gateway's host is gone, or the way to it
+LATE_S = 0.5  # a look that comes so late comes from a process that was stopped: what came meanwhile is not read yet
 MAX_PLACES = 64
+MAX_TOGETHER_BYTES = 256 << 10
 
 
 class _Said(msgspec.Struct):
@@ -34,7 +35,7 @@ _decode = msgspec.json.Decoder(_Said).decode
 
 
 class Talk:
-    """What one link says of one request: its reader hears it, the request's worker waits for it on its run.
+    """What one link says of one request.
 
     insists: a refusal, which another attempt's death is about, so that `busy` may pass. flows: output went out.
     """
@@ -44,36 +45,61 @@ class Talk:
         self.reply = ""  # to `begin`: go, gone, busy
         self.receipt = ""  # to the end frame: taken, gone
         self.flows = False
+        self._news: asyncio.Future[None] | None = None
 
     @property
     def is_lost(self) -> bool:
         return not self._link.is_open
 
-    @property
-    def streams(self) -> Streams:
-        """Those of this link."""
-        return self._link.streams
-
-    def send(self, frame: bytes) -> None:
+    async def send(self, frame: bytes) -> None:
         """Raises OSError when the link is lost."""
-        self._link.send(frame)
+        await self._link.send(frame)
 
-    def begin(self) -> None:
+    def put(self, frame: bytes) -> bool:
+        """As `send`, where nothing has to be waited for. False: it has to, or the link is lost."""
+        return self._link.put(frame)
+
+    async def begin(self) -> None:
         """Ask whether to answer. Raises OSError."""
         self.reply = ""
-        self.send(msgspec.json.encode({"type": "begin", "request_id": self.run.request_id, "attempt": self._attempt}))
+        await self.send(msgspec.json.encode({"type": "begin", "request_id": self.run.request_id, "attempt": self._attempt}))
+
+    async def replied(self, within_s: float) -> str:
+        """To `begin`; "" where the link is lost, or says nothing in time."""
+        await self._until(lambda: self.reply, within_s)
+        return "" if self.is_lost else self.reply
+
+    async def received(self, within_s: float) -> str:
+        """The receipt of the end frame; "" likewise."""
+        await self._until(lambda: self.receipt, within_s)
+        return self.receipt
 
     def leave(self) -> None:
         self._link.forget(self)
 
-    # by the link's reader
+    async def _until(self, found: Callable[[], str], within_s: float) -> None:
+        give_up_at_s = time.monotonic() + within_s
+        while not found() and not self.is_lost and (left_s := give_up_at_s - time.monotonic()) > 0:
+            loop = asyncio.get_running_loop()
+            self._news = loop.create_future()
+            timer = loop.call_later(left_s, self._tell)
+            try:
+                await self._news
+            finally:
+                timer.cancel()
+
+    def _tell(self) -> None:
+        if self._news is not None and not self._news.done():
+            self._news.set_result(None)
+
+    # by the link
 
     def hear(self, said: _Said) -> None:
         if said.attempt is None:
             self.receipt = said.type
         elif said.attempt == self._attempt:
             self._hear_reply(said.type)
-        self.run.tell()
+        self._tell()
 
     def _hear_reply(self, reply: str) -> None:
         self.reply = reply
@@ -85,103 +111,109 @@ class Talk:
     def lose(self) -> None:
         if self.flows and not self.receipt:
             self.run.end(RequesterGone("the link was lost in the middle of the stream"))
-        self.run.tell()
+        self._tell()
 
 
 class Link:
-    """One open link. Any thread sends; a thread of its own reads."""
+    """One open link."""
 
-    def __init__(self, url: str, dialer: Dialer, cancelled: Callable[[str], None]) -> None:
-        """Connects. Raises NoWebSocket, NotDelivered."""
-        self.is_open = True
-        self._cancelled = cancelled
+    def __init__(self, opened: WebSocket, cancelled: Callable[[str], None], pace: Pace) -> None:
+        self._cancelled, self._socket, self._pace = cancelled, opened, pace
         self._talks: dict[str, Talk] = {}
-        self._lock = threading.Lock()
-        self._socket = FrameSocket(url, dialer)
-        self.streams = Streams(self._flush)
-        threading.Thread(target=self._read, name="link", daemon=True).start()
+        self._unsent: list[bytes] = []
+        self._unsent_bytes = 0
+        self._loop = asyncio.get_running_loop()
+        opened.heard, opened.lost = self._hear, self._lose
+        self._look_later()
 
-    def begin(self, run: Run, attempt: int, *, insists: bool) -> Talk:
+    @property
+    def is_open(self) -> bool:
+        return self._socket.is_open
+
+    async def begin(self, run: Run, attempt: int, *, insists: bool) -> Talk:
         """Raises NotDelivered."""
         talk = Talk(self, run, attempt, insists)
-        with self._lock:
-            self._talks[run.request_id] = talk
+        if (before := self._talks.get(run.request_id)) is not None:
+            self.forget(before)
+        self._talks[run.request_id] = talk
+        self._pace.in_flight += 1
         try:
-            talk.begin()
+            await talk.begin()
         except OSError as error:
             talk.leave()
             raise NotDelivered(f"the link was lost: {error}") from None
         return talk
 
-    def send(self, frame: bytes) -> None:
-        """Raises OSError, and the link is lost for everybody: half a frame may be out."""
-        send = self._socket.put if self.streams.is_turning() else self._socket.send
-        try:
-            send(frame)
-        except OSError:
-            self._give_up()
-            raise
+    async def send(self, frame: bytes) -> None:
+        """Raises OSError, and the link is lost for everybody."""
+        if not self.put(frame):
+            await self._socket.until_writable()
+            if not self.put(frame):
+                raise ConnectionResetError("the link was lost, or is full again")
+
+    def put(self, frame: bytes) -> bool:
+        """With all others of this turn of the loop: several frames in one text, one a line. False: the link is full, or lost."""
+        if self._socket.is_full or not self._socket.is_open:
+            return False
+        if not self._unsent:
+            self._loop.call_soon(self._flush)
+        self._unsent.append(frame)
+        self._unsent_bytes += len(frame)
+        if self._unsent_bytes > MAX_TOGETHER_BYTES:
+            self._flush()
+        return True
 
     def _flush(self) -> None:
-        """What all streams had to say in their turns goes out together. Where it fails, the reader tells them."""
+        if not self._unsent:
+            return
+        text, self._unsent, self._unsent_bytes = b"\n".join(self._unsent), [], 0
         try:
-            self._socket.flush()
+            self._socket.put(text)
         except OSError:
-            self._give_up()
-
-    def _give_up(self) -> None:
-        self.is_open = False
-        self._socket.shut()
+            return  # whoever waits for a reply is told when it is lost
+        self._socket.flush()
+        self._pace.rest()
 
     def forget(self, talk: Talk) -> None:
-        with self._lock:
-            if self._talks.get(talk.run.request_id) is talk:
-                del self._talks[talk.run.request_id]
+        if self._talks.get(talk.run.request_id) is talk:
+            del self._talks[talk.run.request_id]
+            self._pace.in_flight -= 1
 
-    def _read(self) -> None:
-        try:
-            self._hear_all()
-        except OSError as error:
-            logger.debug("a link was lost: {}", error)
-        except Exception:
-            logger.exception("a link hit a bug of the node")
-        finally:
-            self._lose()
+    def _look_later(self) -> None:
+        due_s = time.monotonic() + PING_EACH_S
+        asyncio.get_running_loop().call_later(PING_EACH_S, self._look, due_s)
 
-    def _hear_all(self) -> None:
-        """Raises OSError at the link's end, and where nothing comes any more."""
-        heard_s = time.monotonic()
-        while True:
-            frames = self._socket.receive(PING_EACH_S)
-            if frames:
-                heard_s = time.monotonic()
-            elif time.monotonic() - heard_s > SILENT_AFTER_S:
-                raise TimeoutError(f"the gateway said nothing for {SILENT_AFTER_S:g} s")
-            else:
-                self._socket.ping()
-            for frame in frames:
-                if frame.opcode is Opcode.TEXT:
-                    self._hear(bytes(frame.data))
+    def _look(self, due_s: float) -> None:
+        """Silence is broken by a ping; where that has no pong, nothing will come any more."""
+        if not self.is_open:
+            return
+        now_s = time.monotonic()
+        silent_s = now_s - self._socket.heard_s
+        if silent_s > SILENT_AFTER_S and now_s - due_s < LATE_S:
+            logger.debug("a link was lost: the gateway said nothing for {:g} s", SILENT_AFTER_S)
+            self._socket.abandon()
+            return
+        if silent_s >= PING_EACH_S:
+            self._socket.ping()
+        self._look_later()
 
     def _hear(self, text: bytes) -> None:
+        for line in text.split(b"\n"):
+            self._hear_frame(line)
+
+    def _hear_frame(self, frame: bytes) -> None:
         try:
-            said = _decode(text)
+            said = _decode(frame)
         except (msgspec.DecodeError, UnicodeDecodeError):
             return
-        with self._lock:
-            talk = self._talks.get(said.request_id)
+        talk = self._talks.get(said.request_id)
         if said.type == "cancel":
             self._cancelled(said.request_id)
         elif talk is not None:
             talk.hear(said)
 
     def _lose(self) -> None:
-        self.is_open = False
-        self.streams.close()
-        self._socket.abandon()
-        with self._lock:
-            talks = list(self._talks.values())
-        for talk in talks:
+        for talk in list(self._talks.values()):
             talk.lose()
 
 
@@ -189,7 +221,7 @@ class Link:
 class _Place:
     """An address, its link, and why there is none until when (monotonic)."""
 
-    lock: threading.Lock = field(default_factory=threading.Lock)
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     link: Link | None = None
     why: NotDelivered | None = None
     until_s: float = 0.0
@@ -205,22 +237,24 @@ class Links:
     def __init__(self, dialer: Dialer, cancelled: Callable[[str], None]) -> None:
         self._dialer, self._cancelled = dialer, cancelled
         self._places: dict[str, _Place] = {}
-        self._lock = threading.Lock()
+        self._pace = Pace()
 
-    def to(self, address: str) -> Link:
+    async def to(self, address: str) -> Link:
         """The link to there; whoever asks first connects. Raises NoWebSocket where none is offered, NotDelivered."""
         place = self._place(address)
-        with place.lock:
+        if place.link is not None and place.link.is_open:
+            return place.link
+        async with place.lock:
             if place.link is not None and place.link.is_open:
                 return place.link
             if place.why is not None and time.monotonic() < place.until_s:
                 raise type(place.why)(str(place.why))  # not the same again: its traceback would grow with every request
-            place.link = self._connected(address, place)
+            place.link = await self._connected(address, place)
             return place.link
 
-    def _connected(self, address: str, place: _Place) -> Link:
+    async def _connected(self, address: str, place: _Place) -> Link:
         try:
-            return Link(websocket_url(address), self._dialer, self._cancelled)
+            return Link(await open_socket(websocket_url(address), self._dialer), self._cancelled, self._pace)
         except ValueError as error:  # no address at all
             place.why, passing_s = NoWebSocket(f"{address!r}: {error}"), NOT_OFFERED_FOR_S
         except NotDelivered as error:
@@ -229,7 +263,6 @@ class Links:
         raise place.why
 
     def _place(self, address: str) -> _Place:
-        with self._lock:
-            if address not in self._places and len(self._places) >= MAX_PLACES:
-                self._places = {known: place for known, place in self._places.items() if not place.is_over}
-            return self._places.setdefault(address, _Place())
+        if address not in self._places and len(self._places) >= MAX_PLACES:
+            self._places = {known: place for known, place in self._places.items() if not place.is_over}
+        return self._places.setdefault(address, _Place())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from typing import Any
 
@@ -11,15 +12,11 @@ from answers.address import Address
 from answers.endpoint import NotDelivered, NoWebSocket, RequesterGone, RequesterUnknown
 from answers.links import Links, Talk
 from answers.run import Run
-from answers.streams import Streams
-from answers.websocket import CONNECTED_WITHIN_S, SENT_WITHIN_S
 
 REPLY_WITHIN_S = 5.0
 TAKEN_WITHIN_S = 10.0
 BUSY_FOR_S = 2.0  # a gateway notices within milliseconds that a dead child's link has ended
 BUSY_PAUSE_S = 0.1
-_ASKED_WITHIN_S = 2 * CONNECTED_WITHIN_S  # another's connecting, then its own
-_OPEN_WITHIN_S = 2 * REPLY_WITHIN_S + _ASKED_WITHIN_S
 
 
 class LinkDelivery:
@@ -40,37 +37,38 @@ class LinkDelivery:
         self._kept: list[bytes] = []
         self._is_keeping = self._is_flowing = False
 
-    def ask(self) -> None:
+    async def ask(self) -> None:
         """Say `begin`; its reply is awaited before the first output only. Raises NoWebSocket where no link is offered."""
-        self._run.step(_ASKED_WITHIN_S)
         try:
-            self._begin()
+            await self._begin()
         except NoWebSocket:
             raise
         except NotDelivered:
             return  # tried again when there is something to deliver
 
-    def await_reply(self) -> None:
+    async def await_reply(self) -> None:
         """Before anything is computed, where it may not be wanted. Raises RequesterGone, AnotherAnswers."""
         try:
-            self._reply()
+            await self._reply()
         except NotDelivered:
             return
 
-    def chunk(self, data: bytes) -> None:
+    def put(self, data: bytes) -> bool:
+        run = self._run
+        if not self._is_flowing or self._talk is None or run.ended is not None or run.lease.is_in_doubt():
+            return False
+        return self._talk.put(self._head + data + b"}")
+
+    async def chunk(self, data: bytes) -> None:
         frame = self._head + data + b"}"
         if self._is_flowing:
-            self._flow(frame)
-        elif self._is_keeping or not self._has_flowed(frame):
+            await self._flow(frame)
+        elif self._is_keeping or not await self._has_flowed(frame):
             self._kept.append(frame)
 
     def whole(self, data: bytes) -> None:
         self._whole = data
         self._last = self._last_head + data + b"}"
-
-    @property
-    def carrier(self) -> Streams | None:
-        return self._talk.streams if self._is_flowing and self._talk is not None else None
 
     def fail(self, error: dict[str, Any]) -> None:
         """The last frame, or the only one, will carry the error."""
@@ -80,22 +78,19 @@ class LinkDelivery:
     def answer(self) -> bytes:
         return b"\n".join([*self._kept, self._last]) if self._address.stream else self._whole
 
-    def finish(self) -> None:
+    async def finish(self) -> None:
         """The end frame, and its receipt. Raises RequesterGone, AnotherAnswers, RequesterUnknown, NotDelivered; may be called
         again after NotDelivered."""
-        try:
-            if not self._is_flowing:
-                self._open()
-                self._flow_kept()
-            self._end()
-        finally:
-            self._run.rest()
+        if not self._is_flowing:
+            await self._open()
+            await self._flow_kept()
+        await self._end()
 
-    def cut(self, error: dict[str, Any]) -> None:
+    async def cut(self, error: dict[str, Any]) -> None:
         """This process ends: say so where the requester has seen a part. Raises what `finish` raises."""
         if self._is_flowing:
             self.fail(error)
-            self._end(though_ended=True)
+            await self._end()
 
     def abandon(self) -> None:
         if self._talk is not None:
@@ -104,87 +99,77 @@ class LinkDelivery:
 
     # the first output
 
-    def _has_flowed(self, frame: bytes) -> bool:
+    async def _has_flowed(self, frame: bytes) -> bool:
         """False: there is no link to be had now, and the frame is still to be delivered."""
         try:
-            self._open()
-            self._flow(frame)
+            await self._open()
+            await self._flow(frame)
             return True
         except NotDelivered:
             self._is_keeping = True
             return False
 
-    def _open(self) -> None:
+    async def _open(self) -> None:
         """Until the gateway says go. Raises RequesterGone, AnotherAnswers, RequesterUnknown, NotDelivered."""
         if not (self._address.stream or self._insists) and self._talk is not None and not self._talk.is_lost:
-            self._run.check()
+            await self._run.check()
             return  # the receipt of a whole answer says as much
         give_up_at_s = time.monotonic() + BUSY_FOR_S
-        while self._reply() == "busy":
+        while await self._reply() == "busy":
             if time.monotonic() > give_up_at_s:
                 raise RequesterUnknown("the gateway counts another attempt as answering")
-            time.sleep(BUSY_PAUSE_S)
-            self._begin()
+            await asyncio.sleep(BUSY_PAUSE_S)
+            await self._begin()
         if self._address.stream:
-            self._run.begin()
+            await self._run.begin()
 
-    def _reply(self) -> str:
+    async def _reply(self) -> str:
         """To `begin`, said anew where its link was lost. Raises NotDelivered, and what `gone` and `busy` end the run with."""
-        self._run.step(_OPEN_WITHIN_S)
-        reply = self._awaited() if self._talk is not None else ""
+        reply = "" if self._talk is None else await self._talk.replied(REPLY_WITHIN_S)
         if not reply and (self._talk is None or self._talk.is_lost):
-            self._begin()
-            reply = self._awaited()
+            reply = await (await self._begin()).replied(REPLY_WITHIN_S)
         if not reply:
             raise NotDelivered("the gateway does not say whether to answer")
         return reply
 
-    def _awaited(self) -> str:
-        """"" where the link is lost, or says nothing in time."""
-        talk = self._talk
-        assert talk is not None
-        self._run.wait(lambda: talk.reply or talk.is_lost, REPLY_WITHIN_S)
-        self._run.check()
-        return "" if talk.is_lost else talk.reply
-
-    def _begin(self) -> None:
+    async def _begin(self) -> Talk:
         self.abandon()
-        self._talk = self._links.to(self._address.link).begin(self._run, self._address.attempt, insists=self._insists)
+        link = await self._links.to(self._address.link)
+        self._talk = await link.begin(self._run, self._address.attempt, insists=self._insists)
+        return self._talk
 
     # what follows
 
-    def _flow(self, frame: bytes) -> None:
+    async def _flow(self, frame: bytes) -> None:
         """Raises RequesterGone once something is out, NotDelivered before."""
-        if self._run.ended is not None:
-            raise self._run.ended
+        await self._run.check()
         assert self._talk is not None
-        self._run.step(SENT_WITHIN_S)
         try:
-            self._talk.send(frame)
+            await self._talk.send(frame)
         except OSError as error:
             raise self._lost(str(error)) from None
         if not self._is_flowing:
             self._is_flowing = self._talk.flows = True
-            if self._talk.is_lost:  # before its reader could know that something is out
+            if self._talk.is_lost:  # before it could know that something is out
                 raise self._lost("the link was lost behind the first frame")
 
-    def _flow_kept(self) -> None:
+    async def _flow_kept(self) -> None:
         for frame in self._kept:
-            self._flow(frame)
+            await self._flow(frame)
 
-    def _end(self, *, though_ended: bool = False) -> None:
+    async def _end(self) -> None:
         talk = self._talk
         assert talk is not None
-        self._run.step(SENT_WITHIN_S + TAKEN_WITHIN_S)
         try:
-            talk.send(self._last)
+            await talk.send(self._last)
         except OSError as error:
             raise self._lost(str(error)) from None
-        self._run.wait(lambda: talk.receipt or talk.is_lost, TAKEN_WITHIN_S, though_ended=though_ended)
-        if talk.receipt == "taken":
+        receipt = await talk.received(TAKEN_WITHIN_S)
+        if receipt == "taken":
             return
-        self._run.check()  # first: another attempt's taking over is not a requester's leaving
-        if talk.receipt == "gone":
+        if self._run.ended is not None:  # first: another attempt's taking over is not a requester's leaving
+            raise self._run.ended
+        if receipt == "gone":
             raise RequesterGone("nobody was there to take the answer")
         raise self._lost("the gateway did not take the answer")
 

@@ -1,21 +1,20 @@
-"""One request in a child's hands, as threads other than its worker's see it: ended by them, begun, overdue."""
+"""One request in a child's hands, as others than its own task see it: ended, begun, overdue."""
 
 from __future__ import annotations
 
-import contextlib
+import asyncio
 import math
-import os
-import socket
-import threading
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, TypeVar
 
 LOOK_EACH_S = 0.005
-AWAY_FROM_S = 0.1  # without a look: it waited for its upstream, or the process was stopped
-MARGIN_S = 5.0  # what a step may take beyond its own time-outs, on a machine that is short of everything
+AWAY_FROM_S = 0.1  # without a look: nothing was to be sent, or the process was stopped
+
+Found = TypeVar("Found")
 
 
-def _say_nothing() -> None:
+async def _say_nothing() -> None:
     return
 
 
@@ -30,120 +29,82 @@ class Lease:
     def __init__(self) -> None:
         self.until_s = math.inf
         self.is_cut: Callable[[], bool] = _never
+        self._looked_s = 0.0
+        self._was_cut = False
+
+    def is_in_doubt(self) -> bool:
+        """Whether whoever listens to the supervisor is about to renew it, or to end all runs: nothing may go out before
+        that is known."""
+        now_s = time.monotonic()
+        if now_s - self._looked_s > AWAY_FROM_S:
+            self._was_cut = self._was_cut or self.is_cut()
+        self._looked_s = now_s
+        return self._was_cut or now_s > self.until_s
 
 
 class Run:
     """number: names it towards the supervisor; announce: says there that a stream's first frame is about to go out.
 
-    by_s: monotonic; a worker that shows no step until then hangs. ended: why its work is to end, once it is.
-    produced: pieces of output so far.
+    by_s: monotonic; one that is not over by then hangs. ended: why its work is to end, once it is. produced: pieces of
+    output so far.
     """
 
-    def __init__(self, number: int, request_id: str, announce: Callable[[], None] = _say_nothing) -> None:
-        self.number, self.request_id = number, request_id
-        self.by_s = math.inf
+    def __init__(
+        self, number: int, request_id: str, announce: Callable[[], Awaitable[None]] = _say_nothing, *, by_s: float = math.inf
+    ) -> None:
+        self.number, self.request_id, self.by_s = number, request_id, by_s
         self.begun = False
         self.produced = 0
         self.ended: Exception | None = None
         self.lease = Lease()
-        self._checked_s = 0.0
-        self.changed = threading.Condition()
         self._announce = announce
-        self._handle: socket.socket | None = None
+        self._task: asyncio.Task[Any] | None = None
 
-    # by other threads
+    # by others
 
     def end(self, why: Exception) -> None:
-        """Its worker gets `why` raised, within milliseconds wherever it waits. The first reason stands."""
-        with self.changed:
+        """Its work gets `why` raised, wherever it waits. The first reason stands."""
+        if self.ended is None:
+            self.ended = why
+            if self._task is not None:
+                self._task.cancel()
+
+    # by its own task
+
+    async def endable(self, work: Coroutine[Any, Any, Found]) -> Found:
+        """What `work` returns or raises; or what it was ended for."""
+        if self.ended is not None:
+            work.close()
+            raise self.ended
+        self._task = asyncio.current_task()
+        try:
+            return await work
+        except asyncio.CancelledError:
             if self.ended is None:
-                self.ended = why
-                self._shut()
-                self.changed.notify_all()
+                raise
+            if self._task is not None:
+                self._task.uncancel()
+            raise self.ended from None
+        finally:
+            self._task = None
 
-    def shake(self) -> None:
-        """Shut what its worker waits on, which then fails. It is not ended by that."""
-        with self.changed:
-            self._shut()
-
-    def tell(self) -> None:
-        """Something that its worker may be waiting for has changed."""
-        with self.changed:
-            self.changed.notify_all()
-
-    # by its worker
-
-    def check(self) -> None:
-        """Raises what it was ended for. Where the lease is over, whoever listens to the supervisor is about to renew it, or
-        to end all runs: nothing may go out before that is known."""
-        now_s = time.monotonic()
-        was_away = now_s - self._checked_s > AWAY_FROM_S
-        while self.ended is None and (time.monotonic() > self.lease.until_s or (was_away and self.lease.is_cut())):
-            time.sleep(LOOK_EACH_S)
-        self._checked_s = now_s
+    async def check(self) -> None:
+        """Before anything goes out. Raises what it was ended for."""
+        while self.ended is None and self.lease.is_in_doubt():
+            await asyncio.sleep(LOOK_EACH_S)
         if self.ended is not None:
             raise self.ended
 
-    def begin(self) -> None:
+    async def begin(self) -> None:
         """Before a stream's first frame. Raises what it was ended for: then nothing may go out."""
-        self.check()  # not with the lock: it may wait for the end, which takes it
-        with self.changed:
-            if self.ended is not None:
-                raise self.ended
-            first, self.begun = not self.begun, True
+        await self.check()
+        first, self.begun = not self.begun, True
         if first:
             try:
-                self._announce()
+                await self._announce()
             except BaseException:
                 self.begun = False  # nobody knows of it, and nothing is out
                 raise
 
-    def step(self, within_s: float) -> None:
-        """The next thing that its worker does is over by then."""
-        self.by_s = time.monotonic() + within_s + MARGIN_S
-
     def note_output(self) -> None:
         self.produced += 1
-
-    def rest(self) -> None:
-        """Nothing is due for now."""
-        self.by_s = math.inf
-
-    def wait(self, found: Callable[[], object], timeout_s: float, *, though_ended: bool = False) -> None:
-        """Until `found` holds, it is ended, or the time is over."""
-        with self.changed:
-            self.changed.wait_for(lambda: found() or (self.ended is not None and not though_ended), timeout_s)
-
-    def hold(self, connection: socket.socket) -> socket.socket:
-        """From now on its end shuts this connection, also while it connects. Returns the hold, for `let_go`. Raises what
-        it was ended for."""
-        # A duplicate, as TLS and http.client put the socket itself into other hands, and numbers of closed ones are reused.
-        handle = socket.socket(connection.family, connection.type, connection.proto, os.dup(connection.fileno()))
-        with self.changed:
-            self._close_handle()
-            self._handle = handle
-            if self.ended is not None:
-                self._close_handle()
-                raise self.ended
-        return handle
-
-    def let_go(self, handle: socket.socket | None = None) -> None:
-        """Of this hold, or of any. The connection may then be another's."""
-        with self.changed:
-            if handle is None or handle is self._handle:
-                self._close_handle()
-
-    def held(self) -> int | None:
-        """A descriptor of what it holds. It stays open, whoever closes theirs, until it is let go."""
-        with self.changed:
-            return None if self._handle is None else self._handle.fileno()
-
-    def _close_handle(self) -> None:
-        if self._handle is not None:
-            self._handle.close()
-            self._handle = None
-
-    def _shut(self) -> None:
-        if self._handle is not None:
-            with contextlib.suppress(OSError):  # not connected yet, or not any more
-                self._handle.shutdown(socket.SHUT_RDWR)

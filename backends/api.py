@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import time
-from collections.abc import Callable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit, urlunsplit
 
-from answers.run import MARGIN_S, Run
 from backends import chunks
 from backends.base import Account, Call, Sink
 from backends.body import Body, Habits
@@ -35,24 +35,24 @@ def completions_url(api_url: str) -> str:
 
 
 class ApiBackend:
-    """`threads`: how many calls run at once. `habits`: how the upstream wants to be asked, if that is known."""
+    """`most_rested`: how many connections are kept. `habits`: how the upstream wants to be asked, if that is known."""
 
-    def __init__(self, settings: Settings, *, api_url: str, api_key: str, threads: int, habits: Habits | None = None) -> None:
+    def __init__(self, settings: Settings, *, api_url: str, api_key: str, most_rested: int, habits: Habits | None = None) -> None:
         self._settings = settings
         self._habits = habits or Habits()
         headers = {"User-Agent": "workernode", "Authorization": f"Bearer {api_key}"} if api_key else {"User-Agent": "workernode"}
         self._transport = Transport(
-            completions_url(api_url), headers, pool_size=threads,
+            completions_url(api_url), headers, most_rested=most_rested,
             connect_timeout_s=settings.connect_timeout_s, ca_bundle=settings.ca_bundle or None,
         )
 
-    def start(self) -> int:
+    async def start(self) -> int:
         return 0
 
-    def reach(self, run: Run) -> None:
-        self._transport.connect(run)
+    async def reach(self) -> None:
+        await self._transport.connect()
 
-    def check(self) -> None:
+    async def watch(self) -> None:
         return
 
     def pids(self) -> list[int]:
@@ -61,13 +61,13 @@ class ApiBackend:
     def stop(self) -> None:
         self._transport.close()
 
-    def answer(self, call: Call, sink: Sink, account: Account) -> None:
+    async def answer(self, call: Call, sink: Sink, account: Account) -> None:
         try:
-            self._ask(call, Body(call.data), sink, account)
+            await self._ask(call, Body(call.data), sink, account)
         except chunks.Garbled as garbled:
             raise UpstreamFailed(Failure("garbled", str(garbled))) from None
 
-    def _ask(self, call: Call, body: Body, sink: Sink, account: Account) -> None:
+    async def _ask(self, call: Call, body: Body, sink: Sink, account: Account) -> None:
         """Ask as the upstream is known to want it; where it refuses the form alone, try another, and keep to what worked."""
         habits = self._habits
         while True:
@@ -75,13 +75,13 @@ class ApiBackend:
             account.sent(body.prompt_characters())
             answer_by_s = min(time.monotonic() + self._patience_s(stream), call.deadline_at_s)
             data = body.for_upstream(model=self._settings.upstream_model, stream=stream, habits=habits)
-            with self._transport.post(data, call.run, answer_by_s=answer_by_s, traceparent=call.traceparent) as response:
+            with await self._transport.post(data, answer_by_s=answer_by_s, traceparent=call.traceparent) as response:
                 account.head(response.headers)
                 if response.status == 200:
-                    self._relay(call, body, response, sink, account, answer_by_s)
+                    await self._relay(call, body, response, sink, account, answer_by_s)
                     self._habits = replace(habits, stream=True) if response.is_event_stream and not stream else habits
                     return
-                failure = self._read_failure(response)
+                failure = await self._read_failure(response)
             habits = _other_habits(habits, failure, stream)
 
     def _patience_s(self, stream: bool) -> float:
@@ -89,8 +89,8 @@ class ApiBackend:
         first_s = self._settings.first_token_timeout_s
         return first_s if stream else max(first_s, self._settings.request_ttl_s)
 
-    def _read_failure(self, response: Response) -> Failure:
-        body = response.read_all(time.monotonic() + self._settings.read_timeout_s, MAX_ERROR_BODY_BYTES)
+    async def _read_failure(self, response: Response) -> Failure:
+        body = await response.read_all(time.monotonic() + self._settings.read_timeout_s, MAX_ERROR_BODY_BYTES)
         kind = response.headers.get("content-type", "no content type").split(";")[0]
         return Failure("http", f"HTTP status {response.status} with {kind}", response.status, body, response.headers)
 
@@ -103,13 +103,13 @@ class ApiBackend:
             return now_s + left_s, "the time of its request was over"
         return now_s + most_s, f"it went on for {most_s:g} s, GENERATION_TIMEOUT_S"
 
-    def _relay(self, call: Call, body: Body, response: Response, sink: Sink, account: Account, answer_by_s: float) -> None:
+    async def _relay(self, call: Call, body: Body, response: Response, sink: Sink, account: Account, answer_by_s: float) -> None:
         if response.is_event_stream:
             patience = _Patience(answer_by_s, self._settings.read_timeout_s, *self._end_within(call))
-            _StreamRelay(call, body, response, sink, account, patience).run()
+            await _StreamRelay(body, response, sink, account, patience, streams=call.stream).run()
         else:
-            whole = response.read_all(answer_by_s, MAX_WHOLE_BYTES)
-            relay_whole(whole, call, body, sink, account)
+            whole = await response.read_all(answer_by_s, MAX_WHOLE_BYTES)
+            await relay_whole(whole, call, body, sink, account)
         account.close()
 
 
@@ -123,7 +123,7 @@ def _other_habits(habits: Habits, failure: Failure, streamed: bool) -> Habits:
     raise UpstreamFailed(failure)
 
 
-def relay_whole(whole: bytes, call: Call, body: Body, sink: Sink, account: Account) -> None:
+async def relay_whole(whole: bytes, call: Call, body: Body, sink: Sink, account: Account) -> None:
     """A whole completion to a requester of either kind. Raises Garbled, UpstreamFailed."""
     whole = chunks.compact(whole)
     peek = chunks.look(whole)
@@ -139,7 +139,7 @@ def relay_whole(whole: bytes, call: Call, body: Body, sink: Sink, account: Accou
         account.reported(peek.reported)
     if call.stream:
         for chunk in chunks.to_chunks(whole, include_usage=body.wants_usage):
-            sink.chunk(chunk)
+            await sink.chunk(chunk)
     else:
         sink.whole(whole)
 
@@ -162,56 +162,80 @@ class _Patience:
 class _StreamRelay:
     """The events of an upstream's stream, each passed on as it comes, to a requester of either kind."""
 
-    def __init__(self, call: Call, body: Body, response: Response, sink: Sink, account: Account, patience: _Patience) -> None:
-        self._run, self._response, self._sink, self._account = call.run, response, sink, account
-        self.due_s, self._patience = patience.first_by_s, patience
+    def __init__(
+        self, body: Body, response: Response, sink: Sink, account: Account, patience: _Patience, *, streams: bool
+    ) -> None:
+        self._response, self._sink, self._account = response, sink, account
+        self._due_s, self._patience = patience.first_by_s, patience
         self._reader = EventReader()
         self._is_over = False
         self._wants_usage = body.wants_usage
-        self._assembler = None if call.stream else chunks.Assembler()
+        self._assembler = None if streams else chunks.Assembler()
         self._seen: set[int | None] = set()  # choices by their index
         self._finished: set[int | None] = set()
         self._done = False  # [DONE] came
+        self._left: Iterable[bytes] = ()  # of a piece that was taken from the loop
+        self._error: Exception | None = None  # met there
 
-    def run(self) -> None:
+    async def run(self) -> None:
         """Raises UpstreamFailed, Garbled and what the sink raises."""
         while not self._is_over:
-            carrier = self._sink.carrier if self._response.can_be_carried else None
-            if carrier is not None and not carrier.is_closed:
-                carrier.carry(self)
-            else:
-                self._take(self._next_piece(self._response.read_some) or b"")
-        self._end(self._response)
+            for chunk in self._take(await self._next_piece()):
+                await self._pass_on(chunk)
+            if not self._is_over:
+                await self._carry()
+        await self._end()
 
-    # of a Stream (answers/streams.py), from when its output flows
+    async def _pass_on(self, chunk: bytes) -> None:
+        if not self._sink.put(chunk):
+            await self._sink.chunk(chunk)
 
-    def fileno(self) -> int:
-        return self._response.fileno()
+    async def _carry(self) -> None:
+        """The short way, while nobody has to be waited for. Returns with all passed on that was taken."""
+        try:
+            await self._response.hand_to(self._turn, self._due_s)
+        except UpstreamFailed:
+            if not self._is_complete():
+                raise
+        left, self._left = self._left, ()
+        for chunk in left:
+            await self._pass_on(chunk)
+        if self._error is not None:
+            raise self._error
 
-    def turn(self) -> bool:
-        while (piece := self._next_piece(self._response.read_now)) is not None:
-            self._take(piece)
-            if self._is_over or not self._response.has_more:
-                break
-        self._run.by_s = self.due_s + MARGIN_S
-        return self._is_over
+    def _turn(self, piece: bytes) -> float:
+        """One piece, from the loop itself. Returned: until when the next may take; 0.0: this way is over."""
+        try:
+            taken = self._take(piece)
+            for chunk in taken:
+                if not self._sink.put(chunk):
+                    self._left = itertools.chain((chunk,), taken)
+                    return 0.0
+        except Exception as error:
+            self._error = error
+            return 0.0
+        return 0.0 if self._is_over else self._due_s
 
-    # either way
-
-    def _take(self, piece: bytes) -> None:
-        """A comment is no progress: some send them for minutes."""
+    def _take(self, piece: bytes) -> Iterator[bytes]:
+        """The chunks for the requester. A comment is no progress: some send them for minutes."""
         events = self._events(piece)
-        self._pass_on(events)
+        for event in events:
+            data = chunks.compact(event)
+            if data == b"[DONE]":
+                self._done = True
+                break
+            if data and (chunk := self._chunk(data)) is not None:
+                yield chunk
         if events and piece:
             now_s, is_complete = time.monotonic(), self._is_complete()
             if not is_complete:
                 self._patience.check(now_s)
-            self.due_s = now_s + (DONE_WITHIN_S if is_complete else self._patience.read_timeout_s)
+            self._due_s = now_s + (DONE_WITHIN_S if is_complete else self._patience.read_timeout_s)
         self._is_over = self._done or not piece
 
-    def _next_piece(self, read: Callable[[float], bytes | None]) -> bytes | None:
+    async def _next_piece(self) -> bytes:
         try:
-            return read(self.due_s)
+            return await self._response.read_some(self._due_s)
         except UpstreamFailed:
             if self._is_complete():
                 return b""  # only [DONE] was missing, and some never send it
@@ -227,32 +251,24 @@ class _StreamRelay:
         """Every choice that began has its finish_reason."""
         return bool(self._seen) and len(self._finished) == len(self._seen)
 
-    def _pass_on(self, events: list[bytes]) -> None:
-        for event in events:
-            data = chunks.compact(event)
-            if data == b"[DONE]":
-                self._done = True
-                return
-            if data:
-                self._chunk(data)
-
-    def _end(self, response: Response) -> None:
+    async def _end(self) -> None:
         if not self._seen or not (self._done or self._is_complete()):
             raise UpstreamFailed(Failure("cut", "the stream ended with neither finish_reason nor [DONE]"))
         if self._assembler is not None:
             self._sink.whole(self._assembler.completion())
         if self._done:
-            response.read_to_end(time.monotonic() + END_WITHIN_S)
+            await self._response.read_to_end(time.monotonic() + END_WITHIN_S)
 
-    def _chunk(self, data: bytes) -> None:
+    def _chunk(self, data: bytes) -> bytes | None:
+        """What of it is for the requester."""
         peek = chunks.look(data)
         if peek.failed:
             raise UpstreamFailed(Failure("stream_error", "an error inside the stream", None, data))
         self._take_account(peek)
         if self._assembler is not None:
             self._assembler.add(data)
-        elif (chunk := chunks.for_requester(data, peek, wants_usage=self._wants_usage)) is not None:
-            self._sink.chunk(chunk)
+            return None
+        return chunks.for_requester(data, peek, wants_usage=self._wants_usage)
 
     def _take_account(self, peek: chunks.Peek) -> None:
         self._account.upstream_model = peek.model_name or self._account.upstream_model

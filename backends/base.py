@@ -7,9 +7,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
-from answers.run import Run
-from answers.streams import Streams
-
 
 class BackendUnusable(Exception):
     """The backend cannot serve. `permanent`: another start would end the same; someone has to change something."""
@@ -23,13 +20,11 @@ class BackendUnusable(Exception):
 class Call:
     """One request: `data` is the OpenAI body, `stream` whether the requester wants chunks, `deadline_at_s` monotonic.
 
-    run: to be told by when the next step is due, and to hold what is waited on, so that the call can be ended.
     traceparent: W3C trace context, to be passed on; "" where there is none."""
 
     data: bytes
     stream: bool
     deadline_at_s: float
-    run: Run
     traceparent: str = ""
 
 
@@ -86,32 +81,32 @@ def now_ms() -> float:
 class Sink(Protocol):
     """Where an answer goes: chunks for a stream, one whole completion otherwise."""
 
-    def chunk(self, data: bytes) -> None:
-        """One chunk, compact JSON; sent before this returns. Raises RequesterGone, and what else ends the call."""
+    def put(self, data: bytes) -> bool:
+        """As `chunk`, where nothing has to be waited for: that is nearly always, and costs a token much less. False: it has to."""
+
+    async def chunk(self, data: bytes) -> None:
+        """One chunk, compact JSON; on its way when this returns. Raises RequesterGone, and what else ends the call."""
 
     def whole(self, data: bytes) -> None:
         """The completion."""
 
-    @property
-    def carrier(self) -> Streams | None:
-        """Who can have chunk() called from now on; None: the caller's own thread, as it may have to wait."""
-
 
 class Backend(Protocol):
-    def start(self) -> int:
+    async def start(self) -> int:
         """Get ready; return how many requests may run at once (0: no limit of its own). Raises BackendUnusable."""
 
-    def answer(self, call: Call, sink: Sink, account: Account) -> None:
-        """Compute and hand to the sink as it comes. Raises UpstreamFailed, and what the sink or the run raises."""
+    async def answer(self, call: Call, sink: Sink, account: Account) -> None:
+        """Compute and hand to the sink as it comes. Raises UpstreamFailed, and what the sink raises. May be cancelled, which
+        ends what it has the upstream compute."""
 
-    def reach(self, run: Run) -> None:
+    async def reach(self) -> None:
         """Connect to what it asks, without a request. Raises UpstreamFailed."""
 
-    def check(self) -> None:
-        """Called again and again: raises BackendUnusable once what it wraps has died."""
+    async def watch(self) -> None:
+        """Raises BackendUnusable once what it wraps has died. It may also return, where nothing has to be watched."""
 
     def pids(self) -> list[int]:
         """Processes that belong to it."""
 
     def stop(self) -> None:
-        """End what it started."""
+        """End what it started. May block for some seconds: nothing else runs any more."""

@@ -74,6 +74,7 @@ class Garbled(Exception):
 
 
 _UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError, AttributeError, KeyError, TypeError, ValueError)
+_NO_USAGE = b',"usage":null}'  # at the end of an object, nothing else can end like this
 _peek = msgspec.json.Decoder(Peek)
 _fields = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _list_of_fields = msgspec.json.Decoder(list[dict[str, msgspec.Raw]])
@@ -125,6 +126,8 @@ def for_requester(data: bytes, peek: Peek, *, wants_usage: bool) -> bytes | None
     if (peek.choices is None and not brings_usage) or (not peek.choices and hides_usage and peek.usage):
         return None
     lacks = peek.choices is None or any(choice.delta is None for choice in peek.choices)
+    if hides_usage and not lacks and data.endswith(_NO_USAGE):  # as OpenAI ends each chunk but the last
+        return data[: -len(_NO_USAGE)] + b"}"
     try:
         return _mended(data, hides_usage) if hides_usage or lacks else data
     except _UNREADABLE as error:

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from answers.run import Run
 from backends.base import Account, Call, Sink
 from backends.body import Body
 
@@ -24,13 +23,13 @@ class DemoBackend:
         self._numbers = itertools.count(1)
         self._prefix = f"chatcmpl-demo-{time.time_ns():x}"
 
-    def start(self) -> int:
+    async def start(self) -> int:
         return 0
 
-    def reach(self, run: Run) -> None:
+    async def reach(self) -> None:
         return
 
-    def check(self) -> None:
+    async def watch(self) -> None:
         return
 
     def pids(self) -> list[int]:
@@ -39,32 +38,31 @@ class DemoBackend:
     def stop(self) -> None:
         return
 
-    def answer(self, call: Call, sink: Sink, account: Account) -> None:
+    async def answer(self, call: Call, sink: Sink, account: Account) -> None:
         body = Body(call.data)
         words = ANSWER.split(" ")
         usage = {"prompt_tokens": -(-body.prompt_characters() // 4), "completion_tokens": len(words)}
         usage["total_tokens"] = usage["prompt_tokens"] + usage["completion_tokens"]
-        call.run.step(1.0)
         account.sent(body.prompt_characters())
         account.upstream_model = self._model
         if call.stream:
-            self._stream(words, usage if body.wants_usage else None, sink, account)
+            await self._stream(words, usage if body.wants_usage else None, sink, account)
         else:
             account.output(len(ANSWER))
             message = {"role": "assistant", "content": ANSWER}
             sink.whole(self._encode("chat.completion", [{"index": 0, "message": message, "finish_reason": "stop"}], usage))
         account.reported((usage["prompt_tokens"], usage["completion_tokens"]))
 
-    def _stream(self, words: list[str], usage: dict[str, int] | None, sink: Sink, account: Account) -> None:
+    async def _stream(self, words: list[str], usage: dict[str, int] | None, sink: Sink, account: Account) -> None:
         name = next(self._numbers)
         deltas: list[dict[str, Any]] = [{"role": "assistant", "content": ""}, {"content": words[0]}]
         deltas += [{"content": f" {word}"} for word in words[1:]]
         for delta in deltas:
             account.output(1)
-            sink.chunk(self._encode("chat.completion.chunk", [{"index": 0, "delta": delta, "finish_reason": None}], None, name))
-        sink.chunk(self._encode("chat.completion.chunk", [{"index": 0, "delta": {}, "finish_reason": "stop"}], None, name))
+            await sink.chunk(self._encode("chat.completion.chunk", [{"index": 0, "delta": delta, "finish_reason": None}], None, name))
+        await sink.chunk(self._encode("chat.completion.chunk", [{"index": 0, "delta": {}, "finish_reason": "stop"}], None, name))
         if usage:
-            sink.chunk(self._encode("chat.completion.chunk", [], usage, name))
+            await sink.chunk(self._encode("chat.completion.chunk", [], usage, name))
 
     def _encode(self, kind: str, choices: list[dict[str, Any]], usage: dict[str, int] | None, number: int | None = None) -> bytes:
         identifier = f"{self._prefix}-{number or next(self._numbers)}"

@@ -24,20 +24,18 @@ class Overheard:
         self._whole = b""
         self._chunks: Assembler | None = None
 
-    def chunk(self, data: bytes) -> None:
+    def put(self, data: bytes) -> bool:
+        return False
+
+    async def chunk(self, data: bytes) -> None:
         self._chunks = self._chunks or Assembler()
         with contextlib.suppress(Garbled):  # it is not for the log to end an answer
             self._chunks.add(data)
-        self._sink.chunk(data)
+        await self._sink.chunk(data)
 
     def whole(self, data: bytes) -> None:
         self._whole = data
         self._sink.whole(data)
-
-    @property
-    def carrier(self) -> None:
-        """To hear it is work for a thread of its own."""
-        return None
 
     def asked(self, body: bytes) -> None:
         logger.debug("request {} asks: {}", self._request_id, body_text(body, self._secrets))

@@ -24,6 +24,8 @@ class EventReader:
 
     def feed(self, piece: bytes) -> list[bytes]:
         """The events that `piece` completes. Raises EventTooLong."""
+        if self._is_one_event(piece):  # as nearly all servers send them
+            return [piece[6:-2]]
         if self._after_cr and piece[:1] == b"\n":  # the second half of a CRLF that was split
             piece = piece[1:]
             self._after_cr = False
@@ -44,6 +46,10 @@ class EventReader:
         if len(self._line) + self._data_bytes > MAX_EVENT_BYTES:
             raise EventTooLong(f"an event of over {MAX_EVENT_BYTES:,} bytes")
         return events
+
+    def _is_one_event(self, piece: bytes) -> bool:
+        is_whole = piece.startswith(b"data: ") and piece.endswith(b"\n\n") and piece.find(b"\n") == len(piece) - 2
+        return is_whole and not (self._line or self._data or self._after_cr) and b"\r" not in piece
 
     def _take(self, line: bytes, events: list[bytes]) -> None:
         if not line:

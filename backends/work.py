@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Coroutine, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from loguru import logger
 
@@ -27,74 +27,59 @@ if TYPE_CHECKING:
 
 _END_BY_SCOPE: dict[Scope, End] = {Scope.REQUEST: "failed", Scope.RETRY: "retry", Scope.THROTTLE: "throttle", Scope.NODE: "trouble"}
 _STOPPED = error_object("The node stopped in the middle of this answer.", "server_error", "node_stopped")
-STARTED_WITHIN_S = 1.0  # a slot was free for it
+HANGS_AFTER_S = 30.0  # past all time that it could take
+
+
+class Channel(Protocol):
+    """To the supervisor (ipc/onloop.py). Raises ChannelBroken when it is gone."""
+
+    def send(self, message: FromChild) -> None: ...
+    async def say(self, message: FromChild) -> None: ...
 
 
 class Worker:
-    """What a child's threads run. `board` first, on the listener's thread: from then on a request can be cancelled."""
+    """What a child does with each request. `board` first, before its task runs: from then on it can be cancelled."""
 
     def __init__(
-        self, settings: Settings, backend: Backend, couriers: Couriers, send: Callable[[FromChild], None], late: LateDeliveries,
-        aboard: Aboard,
+        self, settings: Settings, backend: Backend, couriers: Couriers, channel: Channel, late: LateDeliveries, aboard: Aboard
     ) -> None:
         self._settings, self._backend, self._couriers = settings, backend, couriers
-        self._send, self._late, self._aboard = send, late, aboard
+        self._channel, self._late, self._aboard = channel, late, aboard
 
     def board(self, task: Task) -> Run:
-        run = Run(task.number, task.request_id, lambda: self._send(Begun(task.number)))
-        run.step(STARTED_WITHIN_S)
-        return self._aboard.add(run)
+        by_s = task.deadline_at_s + self._settings.generation_timeout_s + HANGS_AFTER_S
+        return self._aboard.add(Run(task.number, task.request_id, lambda: self._channel.say(Begun(task.number)), by_s=by_s))
 
     def board_refusal(self, refusal: Refuse) -> Run:
-        """Begun is not said: its task was over before. No step is due until a thread takes it, as no slot was promised."""
-        return self._aboard.add(Run(refusal.number, refusal.request_id))
+        """Begun is not said: its task was over before."""
+        return self._aboard.add(Run(refusal.number, refusal.request_id, by_s=refusal.deadline_at_s + HANGS_AFTER_S))
 
-    def compute(self, task: Task, run: Run) -> None:
+    async def compute(self, task: Task, run: Run) -> None:
         """Never raises: whatever goes wrong is this request's Outcome."""
         piece = _Piece(run, _address(task))
         try:
-            outcome = self._computed(task, piece)
-        except (ChannelBroken, NodeStopped):
-            self._leave_off(piece)
-            return
+            outcome = await self._outcome(piece, self._computed(task, piece))
         except Exception as bug:  # a bug of ours must not lose the request, nor take the child down
             logger.exception("request {} hit a bug of the node", task.request_id)
-            outcome = _after_bug(piece, bug)
-        if outcome is not None:
-            self._report(outcome, piece)
+            outcome = await _after_bug(piece, bug)
+        self._report(outcome, piece)
 
-    def refuse(self, refusal: Refuse, run: Run) -> None:
+    async def refuse(self, refusal: Refuse, run: Run) -> None:
         """Deliver an error that was decided elsewhere. A stream may have begun in a child that died since."""
         piece = _Piece(run, _address(refusal))
         try:
-            piece.way = delivery(piece.address, self._couriers, run, insists=True)
-            piece.way.fail(refusal.error)
-            outcome = self._delivered(piece, piece.way, "failed", refusal.error)
-        except (ChannelBroken, NodeStopped):
-            self._leave_off(piece)
-            return
-        except NotAllowed as why:
-            outcome = undeliverable(refusal.number, str(why))
+            outcome = await self._outcome(piece, self._refused(refusal, piece))
         except Exception:  # as above
             logger.exception("the refusal of request {} hit a bug of the node", refusal.request_id)
             outcome = Outcome(refusal.number, "undeliverable", refusal.error)
-        if outcome is not None:
-            self._report(outcome, piece)
+        self._report(outcome, piece)
 
-    def _pass_on_rates(self, number: int, headers: Mapping[str, str]) -> None:
-        requests, tokens = levels(headers)
-        if requests is not None or tokens is not None:
-            self._send(Rates(number, requests, tokens))
-
-    def _computed(self, task: Task, piece: _Piece) -> Outcome | None:
-        piece.account.on_head = lambda headers: self._pass_on_rates(task.number, headers)
-        piece.account.on_output = piece.run.note_output
+    async def _outcome(self, piece: _Piece, work: Coroutine[Any, Any, Outcome]) -> Outcome | None:
+        """None: this process is ending, and others have the request."""
         try:
-            way = self._way(piece)
-            self._answer(task, piece, way)
-            return self._delivered(piece, way, "answered", None)
-        except UpstreamFailed as failed:
-            return self._failed(piece, way, failed)
+            return await piece.run.endable(work)
+        except (ChannelBroken, NodeStopped):
+            return await self._cut(piece)
         except (RequesterGone, AnotherAnswers) as why:
             piece.account.close()
             return unwanted(piece.run.number, why)
@@ -102,27 +87,46 @@ class Worker:
             piece.account.close()
             return undeliverable(piece.run.number, str(why))
 
-    def _answer(self, task: Task, piece: _Piece, way: Delivery) -> None:
-        call = Call(task.data, task.stream, task.deadline_at_s, piece.run, task.traceparent)
+    async def _refused(self, refusal: Refuse, piece: _Piece) -> Outcome:
+        piece.way = await delivery(piece.address, self._couriers, piece.run, insists=True)
+        piece.way.fail(refusal.error)
+        return await self._delivered(piece, piece.way, "failed", refusal.error)
+
+    def _pass_on_rates(self, number: int, headers: Mapping[str, str]) -> None:
+        requests, tokens = levels(headers)
+        if requests is not None or tokens is not None:
+            self._channel.send(Rates(number, requests, tokens))
+
+    async def _computed(self, task: Task, piece: _Piece) -> Outcome:
+        piece.account.on_head = lambda headers: self._pass_on_rates(task.number, headers)
+        piece.account.on_output = piece.run.note_output
+        way = await self._way(piece)
+        try:
+            await self._answer(task, piece, way)
+        except UpstreamFailed as failed:
+            return await self._failed(piece, way, failed)
+        return await self._delivered(piece, way, "answered", None)
+
+    async def _answer(self, task: Task, piece: _Piece, way: Delivery) -> None:
+        call = Call(task.data, task.stream, task.deadline_at_s, task.traceparent)
         if not self._settings.debug:
-            self._backend.answer(call, way, piece.account)
+            await self._backend.answer(call, way, piece.account)
             return
         overheard = Overheard(way, self._settings, task.request_id)
         overheard.asked(task.data)
         try:
-            self._backend.answer(call, overheard, piece.account)
+            await self._backend.answer(call, overheard, piece.account)
         finally:
             overheard.say()
 
-    def _way(self, piece: _Piece) -> Delivery:
-        """Raises RequesterGone, AnotherAnswers, NotAllowed, NodeStopped: not to be computed."""
-        piece.run.check()
-        piece.way = delivery(piece.address, self._couriers, piece.run)
+    async def _way(self, piece: _Piece) -> Delivery:
+        """Raises RequesterGone, AnotherAnswers, NotAllowed: not to be computed."""
+        piece.way = await delivery(piece.address, self._couriers, piece.run)
         if self._aboard.was_cancelled(piece.run.request_id):
-            piece.way.await_reply()
+            await piece.way.await_reply()
         return piece.way
 
-    def _failed(self, piece: _Piece, way: Delivery, failed: UpstreamFailed) -> Outcome | None:
+    async def _failed(self, piece: _Piece, way: Delivery, failed: UpstreamFailed) -> Outcome:
         number, failure = piece.run.number, failed.failure
         judged = verdict(failure, self._settings.secrets, phase="begun" if piece.run.begun else "waiting")
         logger.debug("request {}: {} ({})", piece.run.request_id, failure.detail, judged.scope.value)
@@ -131,43 +135,46 @@ class Worker:
             return Outcome(number, end, judged.error, judged.reason, judged.wait_s, confirm=judged.confirm)
         piece.account.close()
         way.fail(judged.error)
-        return self._delivered(piece, way, "failed", judged.error)
+        return await self._delivered(piece, way, "failed", judged.error)
 
-    def _delivered(self, piece: _Piece, way: Delivery, end: End, error: dict[str, Any] | None) -> Outcome | None:
-        """None where the delivery is still tried, apart from the slots; its outcome follows then. Raises NodeStopped."""
+    async def _delivered(self, piece: _Piece, way: Delivery, end: End, error: dict[str, Any] | None) -> Outcome:
+        """Raises RequesterGone, AnotherAnswers, NodeStopped."""
         number = piece.run.number
         try:
-            way.finish()
-            return Outcome(number, end, error)
-        except (RequesterGone, AnotherAnswers, RequesterUnknown) as why:
+            try:
+                await way.finish()
+            except Refused:
+                raise
+            except NotDelivered as why:
+                self._channel.send(Computed(number))  # the slot is free meanwhile
+                await self._late.deliver(way, piece.address.deadline_at_s, why)
+        except RequesterUnknown as why:
             return unwanted(number, why)
-        except Refused as refused:
-            return undeliverable(number, str(refused), way.answer)
-        except NotDelivered as not_delivered:
-            self._send(Computed(number))
-            deadline_at_s = piece.address.deadline_at_s
-            self._late.add(way, deadline_at_s, str(not_delivered), number, end, error, lambda outcome: self._report(outcome, piece))
-            return None
+        except NotDelivered as why:
+            return undeliverable(number, str(why), way.answer)
+        return Outcome(number, end, error)
 
-    def _leave_off(self, piece: _Piece) -> None:
-        """This process is ending: no outcome, as others have the request, except for who has seen a part of a stream."""
+    async def _cut(self, piece: _Piece) -> Outcome | None:
+        """Who has seen a part of a stream is told that there will be no more."""
+        if piece.way is None or not piece.run.begun:
+            return None
         try:
-            if piece.way is not None and piece.run.begun:
-                piece.way.cut(_STOPPED)
-                piece.account.close()
-                self._report(Outcome(piece.run.number, "failed", _STOPPED), piece)
+            await piece.way.cut(_STOPPED)
         except Exception as error:
             logger.debug("request {} could not be ended: {}", piece.run.request_id, error)
-        piece.abandon()
-        self._aboard.remove(piece.run)
+            return None
+        piece.account.close()
+        return Outcome(piece.run.number, "failed", _STOPPED)
 
-    def _report(self, outcome: Outcome, piece: _Piece) -> None:
+    def _report(self, outcome: Outcome | None, piece: _Piece) -> None:
         """Complete the outcome with what the call cost, and say it."""
         piece.abandon()
         self._aboard.remove(piece.run)
+        if outcome is None:
+            return
         account = piece.account
         try:
-            self._send(
+            self._channel.send(
                 Outcome(
                     outcome.number, outcome.end, outcome.error, outcome.reason, outcome.wait_s,
                     account.prompt_tokens, account.completion_tokens, account.tokens_source, account.upstream_model,
@@ -176,12 +183,12 @@ class Worker:
                 )
             )
         except ChannelBroken:
-            return  # the listener has noticed too, and is ending this process
+            return  # the child has noticed too, and ends
 
 
 @dataclass
 class _Piece:
-    """What a worker has of one request."""
+    """What there is of one request."""
 
     run: Run
     address: Address
@@ -193,7 +200,7 @@ class _Piece:
             self.way.abandon()
 
 
-def _after_bug(piece: _Piece, bug: Exception) -> Outcome:
+async def _after_bug(piece: _Piece, bug: Exception) -> Outcome:
     """Nobody has seen anything: try again. Otherwise the requester waits for an end, and gets it if that can be."""
     number = piece.run.number
     error = error_object(f"The node failed on this request ({type(bug).__name__}).", "server_error", "node_error")
@@ -201,7 +208,7 @@ def _after_bug(piece: _Piece, bug: Exception) -> Outcome:
         return Outcome(number, "retry", error)
     try:
         piece.way.fail(error)
-        piece.way.finish()
+        await piece.way.finish()
         return Outcome(number, "failed", error)
     except Exception:
         return Outcome(number, "gone", error)

@@ -1,7 +1,8 @@
 """A channel: one pipe pair between the supervisor and one child, thrown away with that child.
 
 A frame is a length (4 bytes, big-endian) and that many bytes of MessagePack. The supervisor's end never blocks:
-it reads what is there and buffers what the pipe does not take. The child's end blocks, as its threads may.
+it reads what is there and buffers what the pipe does not take. So does that of a child that works; one that serves, as
+the gateway does, has a thread for it, which blocks.
 Whatever is wrong with a frame is wrong with this channel alone.
 """
 
@@ -82,14 +83,16 @@ def _frame(message: ToChild | FromChild) -> bytes:
     return _HEADER.pack(len(body)) + body
 
 
-class SupervisorEnd:
-    """The supervisor's side: never blocks."""
+class _End(Generic[_T]):
+    """One side, which never blocks. OTHER: what the side across is, for errors."""
 
-    def __init__(self, reading: PipeEnd, writing: PipeEnd) -> None:
+    OTHER = "other side"
+
+    def __init__(self, reading: PipeEnd, writing: PipeEnd, decode: Callable[[bytes], _T]) -> None:
         self._reading, self._writing = reading, writing
         os.set_blocking(reading.fileno(), False)
         os.set_blocking(writing.fileno(), False)
-        self._frames: _Frames[FromChild] = _Frames(msgspec.msgpack.Decoder(FromChild).decode)
+        self._frames: _Frames[_T] = _Frames(decode)
         self._unsent = bytearray()
         self._stuck_since_s: float | None = None
 
@@ -109,12 +112,16 @@ class SupervisorEnd:
         """How long bytes have been waiting without the child taking any."""
         return 0.0 if self._stuck_since_s is None else time.monotonic() - self._stuck_since_s
 
-    def send(self, message: ToChild) -> None:
-        """Raises ChannelBroken when the child is gone or has left too much unread."""
-        if len(self._unsent) > MAX_UNSENT_BYTES:
-            raise ChannelBroken(f"the child left {len(self._unsent):,} bytes unread")
-        self._unsent += _frame(message)
+    def send(self, message: ToChild | FromChild) -> None:
+        """Raises ChannelBroken when the other side is gone or has left too much unread."""
+        self.put(message)
         self.flush()
+
+    def put(self, message: ToChild | FromChild) -> None:
+        """It goes out with the next `flush`. Raises ChannelBroken when the other side has left too much unread."""
+        if len(self._unsent) > MAX_UNSENT_BYTES:
+            raise ChannelBroken(f"the {self.OTHER} left {len(self._unsent):,} bytes unread")
+        self._unsent += _frame(message)
 
     def flush(self) -> None:
         """Write what the pipe takes now."""
@@ -126,29 +133,54 @@ class SupervisorEnd:
         except BlockingIOError:
             self._stuck_since_s = self._stuck_since_s or time.monotonic()
         except OSError as error:
-            raise ChannelClosed(f"the child's end is closed: {error}") from None
+            raise ChannelClosed(f"the {self.OTHER}'s end is closed: {error}") from None
 
-    def receive(self) -> tuple[list[FromChild], ChannelBroken | None]:
-        """Everything the child has said by now, and what broke the channel after that, if anything did."""
-        messages: list[FromChild] = []
+    def receive(self, *, to_end: bool = False) -> tuple[list[_T], ChannelBroken | None]:
+        """Everything the other side has said by now, and what broke the channel after that, if anything did. to_end: whether
+        it has is asked for at once, and not by the next call alone."""
+        messages: list[_T] = []
         try:
             while data := os.read(self._reading.fileno(), _READ_BYTES):
                 self._frames.feed(data, messages)
+                if len(data) < _READ_BYTES and not to_end:
+                    return messages, None  # that was all
         except BlockingIOError:
             return messages, None
         except ChannelBroken as broken:
             return messages, broken
         except OSError as error:
             return messages, ChannelBroken(str(error))
-        return messages, ChannelClosed("the child closed its end")
+        return messages, ChannelClosed(f"the {self.OTHER} closed its end")
 
     def close(self) -> None:
         self._reading.close()
         self._writing.close()
 
 
+class SupervisorEnd(_End[FromChild]):
+    """The supervisor's side."""
+
+    OTHER = "child"
+
+    def __init__(self, reading: PipeEnd, writing: PipeEnd) -> None:
+        super().__init__(reading, writing, msgspec.msgpack.Decoder(FromChild).decode)
+
+
+class WorkerEnd(_End[ToChild]):
+    """The side of a child that works in one loop (ipc/onloop.py)."""
+
+    OTHER = "supervisor"
+
+    def __init__(self, reading: PipeEnd, writing: PipeEnd) -> None:
+        super().__init__(reading, writing, msgspec.msgpack.Decoder(ToChild).decode)
+
+    def is_cut(self) -> bool:
+        """Whether the supervisor is gone, whatever of its messages is still unread."""
+        return _is_hung_up(self._reading.fileno())
+
+
 class ChildEnd:
-    """The child's side: one thread receives, any thread sends."""
+    """The side of a child that serves: it blocks. One thread receives, any thread sends."""
 
     def __init__(self, reading: PipeEnd, writing: PipeEnd) -> None:
         self._reading, self._writing = reading, writing
@@ -164,12 +196,6 @@ class ChildEnd:
                     view = view[os.write(self._writing.fileno(), view) :]
         except OSError as error:
             raise ChannelBroken(f"the supervisor's end is closed: {error}") from None
-
-    def is_cut(self) -> bool:
-        """Whether the supervisor is gone, whatever of its messages is still unread."""
-        poll = select.poll()
-        poll.register(self._reading.fileno(), 0)  # a hang-up is always reported
-        return any(events & (select.POLLHUP | select.POLLERR | select.POLLNVAL) for _, events in poll.poll(0))
 
     def receive(self, timeout_s: float) -> list[ToChild]:
         """At least one message, or [] when none came in time. Raises ChannelBroken when the supervisor is gone, or has
@@ -204,3 +230,9 @@ class ChildEnd:
         if not data:
             raise ChannelBroken("the supervisor closed its end")
         return data
+
+
+def _is_hung_up(fd: int) -> bool:
+    poll = select.poll()
+    poll.register(fd, 0)  # a hang-up is always reported
+    return any(events & (select.POLLHUP | select.POLLERR | select.POLLNVAL) for _, events in poll.poll(0))

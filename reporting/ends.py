@@ -23,16 +23,22 @@ _UUID = re.compile(r"[0-9a-f-]{36}")
 
 
 class EndLog:
-    """`process`: who speaks."""
+    """`process`: who speaks. Lines wait for `flush`, as to write each would cost more than to make it."""
 
     def __init__(self, settings: Settings, process: str = "node") -> None:
         self._is_json, self._is_journal, self._process = settings.log_format == "json", goes_to_journal(), process
         self._secrets = forms_of(settings.secrets)
+        self._unsaid: list[str] = []
 
     def say(self, ended: Ended) -> None:
         text = self._json(ended) if self._is_json else self._text(ended)
-        sys.stderr.write(with_priority(text, INFO) if self._is_journal else text)
-        sys.stderr.flush()
+        self._unsaid.append(with_priority(text, INFO) if self._is_journal else text)
+
+    def flush(self) -> None:
+        if self._unsaid:
+            sys.stderr.write("".join(self._unsaid))
+            sys.stderr.flush()
+            self._unsaid.clear()
 
     def _json(self, ended: Ended) -> str:
         return as_json(datetime.now(UTC), "INFO", self._process, line(ended), fields(ended), self._secrets)

@@ -219,16 +219,15 @@ class Crew:
         self._at_work += 1
 
     def send(self, child: Child, message: ToChild) -> None:
-        """Never blocks; a child that is found dead here is reported dead by `bury`, with all that it was sent aboard."""
+        """It goes out with the next `flush`. A child that is dead by then is reported dead by `bury`, with all that it was sent
+        aboard."""
         try:
-            child.channel.send(message)
-        except ChannelClosed:
-            return  # collect sees the same
+            child.channel.put(message)
         except ChannelBroken as broken:
             self.kill(child, str(broken))
 
     def collect(self, ready: Container[int] | None = None) -> list[tuple[Child, FromChild]]:
-        """What the children have said. Also renews leases, pushes what was unsent, kills who takes nothing.
+        """What the children have said. Also renews leases.
 
         ready: the descriptors that the selector found readable; None: nobody has looked."""
         said: list[tuple[Child, FromChild]] = []
@@ -243,8 +242,6 @@ class Crew:
             said += [(child, message) for message in self._noted(child, messages)]
             if broken is not None:
                 self._on_broken(child, broken)
-            elif child.channel.has_unsent:
-                self._push(child)
             if renew and broken is None:
                 self._renew_lease(child)
         self._weigh()
@@ -311,8 +308,12 @@ class Crew:
         if child.channel.stuck_for_s() > STUCK_AFTER_S:
             self.kill(child, f"it took nothing from its channel for {STUCK_AFTER_S:g} s")
 
-    def watch_unsent(self) -> None:
-        """Have the selector wake for channels that hold unsent bytes, and for no others."""
+    def flush(self) -> None:
+        """Give each child all that it was sent since, in one piece: what wakes a process costs more than what it is told. Kills
+        who takes nothing; has the selector wake for channels that are full, and for no others."""
+        for child in self._children:
+            if child.channel.has_unsent and child.closed_since_s is None:
+                self._push(child)
         wanted = {child.channel.write_fd for child in self._children if child.channel.has_unsent and child.can_be_told}
         for number in self._watched - wanted:
             self._selector.unregister(number)
@@ -346,7 +347,7 @@ class Crew:
 
     def _reap(self, child: Child) -> Dead:
         child.process.join(REAP_WITHIN_S)
-        messages, _ = child.channel.receive()
+        messages, _ = child.channel.receive(to_end=True)
         messages = self._noted(child, messages)
         watched = self._selector.get_map()
         for fd in (child.channel.read_fd, child.channel.write_fd, child.process.sentinel):
@@ -369,6 +370,7 @@ class Crew:
         """Ask them to end, wait, kill who does not."""
         for child in children:
             self.send(child, Stop())
+        self.flush()
         give_up_at_s = time.monotonic() + within_s
         for child in children:
             child.process.join(max(0.0, give_up_at_s - time.monotonic()))

@@ -68,7 +68,6 @@ class Dispatcher:
             if ledger.load(child.number) >= child.capacity or not self._upstream.may_take(entry.job.request.data):
                 return
             self._send_task(child, entry)
-            able = [child for child in able if child.capacity]
 
     def _is_set_apart(self, child: Child) -> bool:
         return child.number == self._reserved or self._requests.ledger.is_quarantined(child.number)

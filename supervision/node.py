@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from config import Settings
 
 TICK_S = 0.5
+BUSY_FROM, BUSY_TURN_EACH_S = 16, 0.003  # so much in hand, something happens all the time: what comes together shares a turn's cost
 MOST_UNCONFIRMED = 1000  # ends that the queue has not taken: more would only be answered twice after a crash
 PROBE_EACH_S = 5.0  # while closed: is the oldest request past its time?
 PROBE_DELAY_S = 1.0
@@ -100,6 +101,7 @@ class Node:
         self._trouble = UpstreamTrouble(settings, self._events, dice, time.monotonic(), checks_start=checks_start)
         self._next_probe_s = time.monotonic() + PROBE_EACH_S
         self._is_looping = False
+        self._turned_s = 0.0
         self._drain_until_s: float | None = None
         self._is_cut_off = False
         self._cut_off: set[int] = set()  # children that were told to end in the middle of their work
@@ -135,6 +137,8 @@ class Node:
             logger.exception("the node failed")
             self._crew.kill_all()
             return ExitCode.CRASHED
+        finally:
+            self._requests.end_log.flush()
         return self._exit_code
 
     # the loop's steps
@@ -142,13 +146,17 @@ class Node:
     def _wait(self) -> set[int]:
         """Until something happens, a tick at most: pauses, leases and deadlines are looked at each turn. Returns the
         descriptors that have something."""
-        self._crew.watch_unsent()
+        self._crew.flush()
+        if self._requests.ledger.in_hand() >= BUSY_FROM:
+            time.sleep(max(0.0, self._turned_s + BUSY_TURN_EACH_S - time.monotonic()))
         timeout_s = TICK_S
         if (next_start_s := self._crew.next_start_s()) is not None:
             timeout_s = min(timeout_s, max(0.0, next_start_s - time.monotonic()))
         if (next_change_s := self._upstream.next_change_s()) > 0:
             timeout_s = min(timeout_s, next_change_s)
-        return {key.fd for key, _ in self._selector.select(timeout_s)}
+        ready = {key.fd for key, _ in self._selector.select(timeout_s)}
+        self._turned_s = time.monotonic()
+        return ready
 
     def _read_mail(self) -> None:
         for news in self._mailbox.take():
@@ -175,7 +183,8 @@ class Node:
             self._log_death(dead, expected)
             # Whose lease ran out had to end because its supervisor stood still: no request's doing.
             blame = not expected and dead.exit_code != ExitCode.SUPERVISOR_GONE
-            self._requests.child_died(dead.child.number, dead.cause, blame=blame)
+            others = not self._is_draining() and any(child.is_usable for child in self._crew.backends())
+            self._requests.child_died(dead.child.number, dead.cause, blame=blame, others=others)
         self._say_if_looping()
 
     def _log_death(self, dead: Dead, expected: bool) -> None:
@@ -239,7 +248,8 @@ class Node:
             self._consumer.allow(self._room())
 
     def _tell(self) -> None:
-        """Probes, pages and systemd, where there are any, how it is."""
+        """The log, who ended; probes, pages and systemd, where there are any, how it is."""
+        self._requests.end_log.flush()
         why_not_ready = self._why_not_ready()
         self._status.tell(why_not_ready, self._portrait)
         self._notifier.tell(why_not_ready, self._work)

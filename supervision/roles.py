@@ -14,27 +14,27 @@ if TYPE_CHECKING:
     from config import Settings
 
 GATEWAY, BROKER = "gateway", "broker"
-THREADS_PER_CHILD = 64  # beyond, threads of one process starve each other of the interpreter's lock
+REQUESTS_PER_CHILD = 512  # a child that dies takes all of them along to another attempt
 
 
 def roles(settings: Settings, broker: Options | None) -> list[Role]:
     """The children that these settings ask for, in the order of their start."""
     count = child_count(settings)
-    threads = -(-settings.max_process_num // count)
+    room = -(-settings.max_process_num // count)
     found = [Role(BROKER, services.broker, (settings, broker), 0)] if broker else []
     spares = 0 if settings.node_type == "local" else 1  # a model server more would take what the others need
-    found += [backend_role(settings, number, threads) for number in range(count + spares)]
+    found += [backend_role(settings, number, room) for number in range(count + spares)]
     return found + ([Role(GATEWAY, services.gateway, (settings,), 0)] if settings.port else [])
 
 
-def backend_role(settings: Settings, number: int, threads: int) -> Role:
+def backend_role(settings: Settings, number: int, room: int) -> Role:
     boot_s = BOOT_WITHIN_S + (settings.boot_timeout_s if settings.node_type == "local" else 0.0)
-    return Role(f"backend {number}", backends.child.main, (settings, number, threads), threads, boot_s)
+    return Role(f"backend {number}", backends.child.main, (settings, number, room), room, boot_s)
 
 
 def child_count(settings: Settings) -> int:
-    """Local: one for each model server. Otherwise one for each core and for each 64 requests, unless told."""
+    """Local: one for each model server. Otherwise one for each core and for each 512 requests, unless told."""
     if settings.node_type == "local":
         return settings.local_replicas
-    enough = max(os.cpu_count() or 1, -(-settings.max_process_num // THREADS_PER_CHILD))
+    enough = max(os.cpu_count() or 1, -(-settings.max_process_num // REQUESTS_PER_CHILD))
     return min(settings.backend_processes or enough, settings.max_process_num)

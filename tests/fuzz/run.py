@@ -70,7 +70,7 @@ class Fuzzed:
         self._server = self._stack.enter_context(Server())
         self._requester, self._gateway = self._stack.enter_context(Requester()), self._stack.enter_context(LinkGateway())
         given = settings(self._server.url, FIRST_TOKEN_TIMEOUT_S="4", READ_TIMEOUT_S="3", CHILD_MEMORY_LIMIT_MB="4096")
-        self._backends = self._stack.enter_context(Backends(given, threads=self._at_once))
+        self._backends = self._stack.enter_context(Backends(given, room=self._at_once))
         return self
 
     def __exit__(self, *_: object) -> None:

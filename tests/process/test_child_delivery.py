@@ -223,7 +223,7 @@ def test_a_refusal_is_delivered(child: Backends, requester: Requester, stream: b
 
 
 def test_a_refusal_waits_for_no_slot(_shared_upstream: Upstream, requester: Requester) -> None:
-    with Backends(settings(_shared_upstream.url), threads=1) as busy:
+    with Backends(settings(_shared_upstream.url), room=1) as busy:
         long = busy.send(task(requester, "mock?latency=1s", stream=False))
         assert busy.run(refuse(requester, ERROR, stream=False)).end == "failed"
         assert said(busy, long) == []
@@ -231,7 +231,7 @@ def test_a_refusal_waits_for_no_slot(_shared_upstream: Upstream, requester: Requ
 
 
 def test_the_slot_is_free_while_a_delivery_is_tried(_shared_upstream: Upstream, requester: Requester) -> None:
-    with Requester() as away, Backends(settings(_shared_upstream.url), threads=1) as busy:
+    with Requester() as away, Backends(settings(_shared_upstream.url), room=1) as busy:
         away.stop()
         late = busy.send(task(away, stream=False))
         assert busy.run(task(requester, stream=False)).end == "answered"

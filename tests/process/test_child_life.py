@@ -93,6 +93,7 @@ def running(mark: str) -> list[int]:
 def test_a_stop_ends_it_well(upstream: Upstream) -> None:
     with Backends(settings(upstream.url)) as backend:
         backend.crew.send(backend.child, Stop())
+        backend.crew.flush()
         assert exit_code(backend.child.process) == ExitCode.OK
 
 

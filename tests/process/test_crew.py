@@ -77,7 +77,7 @@ def turn_until(crew: Crew, check: Callable[[], object], within_s: float = 20.0) 
     while not check():
         assert time.monotonic() < give_up_at_s, f"not within {within_s:g} s; dead: {[d.cause for d in dead]}"
         crew.start_missing()
-        crew.watch_unsent()
+        crew.flush()
         crew._selector.select(0.05)
         crew.collect()
         dead += crew.bury()

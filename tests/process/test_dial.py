@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
+import asyncio
 import json
 import shutil
 import socket
@@ -12,7 +12,7 @@ import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 import pytest
@@ -24,9 +24,10 @@ from answers.endpoint import NotAllowed, NotDelivered
 from answers.links import Links
 from answers.pool import SocketPool
 from answers.post import Poster
-from answers.websocket import FrameSocket
+from answers.websocket import open_socket
 from ipc.messages import Outcome
 from tests.real.crew import Backends, refuse, settings, task
+from tests.real.loop import on_loop, until
 from tests.real.requester import Requester
 from tests.real.upstream import Upstream
 
@@ -53,57 +54,69 @@ def requester() -> Iterator[Requester]:
 
 
 @pytest.mark.parametrize("way", ["post", "socket", "link"])
-def test_a_name_is_judged_by_what_it_resolves_to(monkeypatch: pytest.MonkeyPatch, way: str) -> None:
+@on_loop
+async def test_a_name_is_judged_by_what_it_resolves_to(monkeypatch: pytest.MonkeyPatch, way: str) -> None:
     resolving(monkeypatch, "169.254.169.254")
     dialer = Dialer()
     with pytest.raises(NotAllowed, match=r"169\.254\.169\.254 is link-local"):
         if way == "post":
-            Poster(1, dialer).post("http://innocent.example/res", b"{}", early_until_s=0)
+            await Poster(1, dialer).post("http://innocent.example/res", b"{}", early_until_s=0)
         elif way == "socket":
-            SocketPool(dialer).borrow("ws://innocent.example/res/ws")
+            await SocketPool(dialer).borrow("ws://innocent.example/res/ws")
         else:
-            Links(dialer, print).to("ws://innocent.example/res/link")
+            await Links(dialer, print).to("ws://innocent.example/res/link")
 
 
-def test_what_is_connected_to_is_what_was_checked(monkeypatch: pytest.MonkeyPatch, requester: Requester) -> None:
+@on_loop
+async def test_what_is_connected_to_is_what_was_checked(monkeypatch: pytest.MonkeyPatch, requester: Requester) -> None:
     """A name that turns to another address after the check: it is looked up once for each connection, not twice."""
     asked = resolving(monkeypatch, "127.0.0.1", "169.254.169.254")
     url = requester.http_url.replace("127.0.0.1", "rebound.example")
     poster = Poster(1, Dialer())
-    poster.post(url, b'{"request_id": "r", "data": {}}', early_until_s=0)
+    await poster.post(url, b'{"request_id": "r", "data": {}}', early_until_s=0)
     assert asked == ["rebound.example"] and len(requester.posts("r")) == 1
     with pytest.raises(NotAllowed):
-        Poster(1, Dialer()).post(url, b"{}", early_until_s=0)
+        await Poster(1, Dialer()).post(url, b"{}", early_until_s=0)
 
 
-def test_of_several_addresses_the_allowed_one_is_used(monkeypatch: pytest.MonkeyPatch, requester: Requester) -> None:
+class Silent(asyncio.Protocol):
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast(asyncio.Transport, transport)
+
+
+@on_loop
+async def test_of_several_addresses_the_allowed_one_is_used(monkeypatch: pytest.MonkeyPatch, requester: Requester) -> None:
     port = int(requester.http_url.rsplit(":", 1)[1].split("/")[0])
     found = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, port)) for address in ("169.254.1.1", "127.0.0.1")]
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: found)
-    with contextlib.closing(Dialer().connect("two.example", port)) as connection:
-        assert connection.getpeername()[0] == "127.0.0.1"
+    made = await Dialer().connect(Silent, "two.example", port, tls=False)
+    assert made.transport.get_extra_info("peername")[0] == "127.0.0.1"
+    made.transport.close()
 
 
 @pytest.mark.parametrize("host", ["2852039166", "0xa9fea9fe", "0251.0376.0251.0376", "[::ffff:169.254.169.254]"])
-def test_other_spellings_of_an_address_change_nothing(host: str) -> None:
+@on_loop
+async def test_other_spellings_of_an_address_change_nothing(host: str) -> None:
     with pytest.raises(NotAllowed):
-        Poster(1, Dialer()).post(f"http://{host}/res", b"{}", early_until_s=0)
+        await Poster(1, Dialer()).post(f"http://{host}/res", b"{}", early_until_s=0)
     with pytest.raises(NotAllowed):
-        FrameSocket(f"ws://{host}/res/ws", Dialer())
+        await open_socket(f"ws://{host}/res/ws", Dialer())
 
 
-def test_what_is_not_listed_is_not_connected_to(requester: Requester) -> None:
+@on_loop
+async def test_what_is_not_listed_is_not_connected_to(requester: Requester) -> None:
     with pytest.raises(NotAllowed, match="not among ALLOWED_ENDPOINTS"):
-        Poster(1, Dialer(None, Allowed("10.0.0.0/8"))).post(requester.http_url, b"{}", early_until_s=0)
+        await Poster(1, Dialer(None, Allowed("10.0.0.0/8"))).post(requester.http_url, b"{}", early_until_s=0)
     assert requester.connections == 0
-    Poster(1, Dialer(None, Allowed("127.0.0.0/8"))).post(requester.http_url, b'{"request_id": "r", "data": {}}', early_until_s=0)
+    await Poster(1, Dialer(None, Allowed("127.0.0.0/8"))).post(requester.http_url, b'{"request_id": "r", "data": {}}', early_until_s=0)
     assert len(requester.posts("r")) == 1
 
 
-def test_a_redirect_is_not_followed(requester: Requester) -> None:
+@on_loop
+async def test_a_redirect_is_not_followed(requester: Requester) -> None:
     requester.post_status = 307
     with pytest.raises(NotDelivered, match="307"):
-        Poster(1, Dialer()).post(requester.http_url, b'{"request_id": "r", "data": {}}', early_until_s=0)
+        await Poster(1, Dialer()).post(requester.http_url, b'{"request_id": "r", "data": {}}', early_until_s=0)
     assert requester.post_tries == 1
 
 
@@ -192,19 +205,21 @@ def https(authority: tuple[Path, ssl.SSLContext]) -> Iterator[tuple[str, list[by
     server.server_close()
 
 
-def test_a_post_needs_a_certificate_that_is_trusted(authority: tuple[Path, ssl.SSLContext], https: tuple[str, list[bytes]]) -> None:
+@on_loop
+async def test_a_post_needs_a_certificate_that_is_trusted(authority: tuple[Path, ssl.SSLContext], https: tuple[str, list[bytes]]) -> None:
     place, posted = https
     with pytest.raises(NotDelivered, match="CERTIFICATE_VERIFY_FAILED"):
-        Poster(1, Dialer()).post(f"https://{place}", b"{}", early_until_s=0)
+        await Poster(1, Dialer()).post(f"https://{place}", b"{}", early_until_s=0)
     trusting = Poster(1, Dialer(str(authority[0])))
-    trusting.post(f"https://{place}", b'{"a":1}', early_until_s=0)
-    trusting.post(f"wss://{place}", b'{"b":1}', early_until_s=0)
+    await trusting.post(f"https://{place}", b'{"a":1}', early_until_s=0)
+    await trusting.post(f"wss://{place}", b'{"b":1}', early_until_s=0)
     assert posted == [b'{"a":1}', b'{"b":1}']
     with pytest.raises(NotDelivered, match="CERTIFICATE_VERIFY_FAILED"):  # trusted, but another's
-        trusting.post(f"https://{place.replace('127.0.0.1', 'localhost')}", b"{}", early_until_s=0)
+        await trusting.post(f"https://{place.replace('127.0.0.1', 'localhost')}", b"{}", early_until_s=0)
 
 
-def test_so_does_a_socket(authority: tuple[Path, ssl.SSLContext]) -> None:
+@on_loop
+async def test_so_does_a_socket(authority: tuple[Path, ssl.SSLContext]) -> None:
     heard: list[Any] = []
 
     def hear(connection: ServerConnection) -> None:
@@ -214,10 +229,10 @@ def test_so_does_a_socket(authority: tuple[Path, ssl.SSLContext]) -> None:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         port = server.socket.getsockname()[1]
         with pytest.raises(NotDelivered, match="CERTIFICATE_VERIFY_FAILED"):
-            FrameSocket(f"wss://127.0.0.1:{port}/res/ws", Dialer())
-        trusted = FrameSocket(f"https://127.0.0.1:{port}/res/ws".replace("https", "wss"), Dialer(str(authority[0])))
-        trusted.send(b'{"a":1}')
-        trusted.confirm()
+            await open_socket(f"wss://127.0.0.1:{port}/res/ws", Dialer())
+        trusted = await open_socket(f"https://127.0.0.1:{port}/res/ws".replace("https", "wss"), Dialer(str(authority[0])))
+        await trusted.send(b'{"a":1}')
+        await trusted.confirm()
+        await until(lambda: heard == [{"a": 1}], what="frame")
         trusted.close()
-        server.shutdown()
-    assert heard == [{"a": 1}]
+        await asyncio.to_thread(server.shutdown)

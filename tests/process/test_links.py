@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import itertools
 import os
@@ -17,15 +18,14 @@ from msgspec import structs
 
 from answers import links, pool
 from answers.dial import Dialer
-from answers.endpoint import RequesterGone
 from answers.links import Links
-from answers.run import Run
 from backends import aboard
 from backends.aboard import Aboard
 from errors import ExitCode, error_object
 from ipc.messages import Alive, Begun, Computed, Lease, Outcome, Task
 from tests.real.crew import Backends, refuse, settings, task
 from tests.real.link_gateway import LinkGateway
+from tests.real.loop import on_loop, until
 from tests.real.processes import free_port, wait_until
 from tests.real.requester import Requester
 from tests.real.upstream import Upstream
@@ -105,7 +105,7 @@ def test_nothing_is_said_of_what_is_tried_again(child: Backends, gateway: LinkGa
 
 
 def test_a_hundred_streams_share_one_link(upstream: Upstream, gateway: LinkGateway) -> None:
-    with Backends(settings(upstream.url), threads=100) as child:
+    with Backends(settings(upstream.url), room=100) as child:
         asked = [task(gateway.url, "mock?tokens=20&gap=20ms&latency=1s", stream=True) for _ in range(100)]
         for one in asked:
             child.send(one)
@@ -301,17 +301,6 @@ def test_a_cancel_ends_a_connecting_call(gateway: LinkGateway, scheme: str) -> N
             assert cancelled(child, gateway, asked) < CANCELLED_WITHIN_S
 
 
-def test_a_cancel_ends_what_is_queued(upstream: Upstream, gateway: LinkGateway) -> None:
-    with Backends(settings(upstream.url), threads=1) as child:
-        running, queued = task(gateway.url, "mock?latency=1s", stream=True), task(gateway.url, stream=True)
-        child.send(running)
-        child.send(queued)
-        gateway.wait_for_begin(running.request_id)
-        gateway.cancel(queued.request_id)
-        assert child.outcome(running.number).end == "answered" and child.outcome(queued.number).end == "gone"
-        assert upstream.stats()["received"] == 1 and gateway.begun(queued.request_id) == []
-
-
 def test_a_cancel_may_come_first(upstream: Upstream, child: Backends, gateway: LinkGateway) -> None:
     assert child.run(task(gateway.url, stream=True)).end == "answered"
     asked = task(gateway.url, stream=True)
@@ -413,22 +402,13 @@ def test_what_works_is_not_overdue(upstream: Upstream, child: Backends, gateway:
         child.send(task(gateway.url, behaviour, stream=True))
     upstream.wait_for(lambda stats: stats["in_flight"] == 3)
     child.crew.send(child.child, Lease())
+    child.crew.flush()
     child.until(lambda: any(isinstance(m, Alive) for _, m, _ in child.said), 5, "sign of life")
     assert {tuple(m.overdue) for _, m, _ in child.said if isinstance(m, Alive)} == {()}
 
 
-def test_a_task_that_no_thread_takes_is_overdue(upstream: Upstream, gateway: LinkGateway) -> None:
-    with Backends(settings(upstream.url, FIRST_TOKEN_TIMEOUT_S="60"), threads=1) as child:
-        running, queued = task(gateway.url, "never", stream=True), task(gateway.url, stream=True)
-        child.send(running)
-        child.send(queued)
-        child.until(lambda: any(m.overdue for _, m, _ in child.said if isinstance(m, Alive)), 15, "overdue task")
-        assert next(m.overdue for _, m, _ in child.said if isinstance(m, Alive) and m.overdue) == [queued.number]
-        assert time.monotonic() - queued.received_at_s > 5
-
-
 def test_an_upstream_that_drips_costs_its_own_request_only(gateway: LinkGateway) -> None:
-    """Each byte begins every time-out of the socket anew. The connection is shut before the child would count as hanging."""
+    """Each byte is progress of a kind, and begins no time-out anew. It is over before the child would count as hanging."""
     with _dripping() as port, Backends(settings(f"http://127.0.0.1:{port}", FIRST_TOKEN_TIMEOUT_S="500ms")) as child:
         outcome = child.run(task(gateway.url, stream=True), within_s=20)
         assert outcome.end == "retry" and child.dead == []
@@ -475,16 +455,17 @@ def test_a_free_port_is_no_gateway(child: Backends) -> None:
 # the parts that need another clock
 
 
-def test_a_gateway_that_says_nothing_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+@on_loop
+async def test_a_gateway_that_says_nothing_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its host is gone without a word: no pong to a ping of ours either."""
     monkeypatch.setattr(links, "PING_EACH_S", 0.1)
     monkeypatch.setattr(links, "SILENT_AFTER_S", 0.5)
     with Requester() as silent:
-        alive = Links(Dialer(), print).to(silent.websocket_url)
-        time.sleep(1)
+        alive = await Links(Dialer(), print).to(silent.websocket_url)
+        await asyncio.sleep(1)
         assert alive.is_open
         silent.pongs = False
-        wait_until(lambda: not alive.is_open, within_s=3, what="end of the link")
+        await until(lambda: not alive.is_open, within_s=3, what="end of the link")
 
 
 def test_only_so_many_early_cancels_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -493,35 +474,3 @@ def test_only_so_many_early_cancels_are_kept(monkeypatch: pytest.MonkeyPatch) ->
     for name in ("a", "b", "c"):
         found.cancel(name)
     assert [found.was_cancelled(name) for name in ("a", "b", "c", "c")] == [False, True, True, False]
-
-
-def test_an_ended_run_begins_nothing() -> None:
-    said: list[str] = []
-    run = Run(1, "r", lambda: said.append("begun"))
-    run.end(RequesterGone("it left"))
-    with pytest.raises(RequesterGone):
-        run.begin()
-    assert said == [] and not run.begun
-
-
-def test_an_ended_run_shuts_what_it_holds() -> None:
-    ours, theirs = socket.socketpair()
-    run = Run(1, "r")
-    run.hold(ours)
-    run.end(RequesterGone("it left"))
-    theirs.settimeout(1)
-    assert theirs.recv(1) == b""
-    with pytest.raises(RequesterGone):
-        run.hold(ours)
-
-
-def test_a_run_that_let_go_harms_nobody() -> None:
-    ours, theirs = socket.socketpair()
-    run = Run(1, "r")
-    older = run.hold(ours)
-    newer = run.hold(ours)
-    run.let_go(older)  # not what it holds now
-    run.let_go(newer)
-    run.end(RequesterGone("it left"))
-    theirs.send(b"x")
-    assert ours.recv(1) == b"x"

@@ -35,10 +35,10 @@ def settings(api_url: str = "http://127.0.0.1:9", **variables: str) -> Settings:
 class Backends:
     """`with Backends(settings) as backends:`: its children are ready, and all that they say is kept with its time."""
 
-    def __init__(self, given: Settings, *, count: int = 1, threads: int = 16, lease_s: float = 10.0, wait: bool = True) -> None:
+    def __init__(self, given: Settings, *, count: int = 1, room: int = 16, lease_s: float = 10.0, wait: bool = True) -> None:
         main = functools.partial(backends.child.main, lease_s=lease_s)
         self.selector = selectors.DefaultSelector()
-        roles = [Role(f"backend {n}", main, (given, n, threads), threads) for n in range(count)]
+        roles = [Role(f"backend {n}", main, (given, n, room), room) for n in range(count)]
         self.crew = Crew(roles, self.selector, random.Random(1))
         self.said: list[tuple[Child, FromChild, float]] = []
         self.dead: list[Dead] = []
@@ -64,7 +64,7 @@ class Backends:
 
     def turn(self, timeout_s: float = 0.02) -> None:
         """One turn of the node's loop: wait, collect, bury."""
-        self.crew.watch_unsent()
+        self.crew.flush()
         self.crew.appoint()
         self.selector.select(timeout_s)
         collected = [(child, message, time.monotonic()) for child, message in self.crew.collect()]
@@ -94,6 +94,7 @@ class Backends:
 
     def send(self, task: Task | Refuse, child: Child | None = None) -> int:
         self.crew.send(child or self.child, task)
+        self.crew.flush()
         return task.number
 
     def run(self, task: Task | Refuse, within_s: float = 10.0) -> Outcome:

@@ -135,7 +135,8 @@ class LinkGateway:
             self._open[number] = link
         try:
             for text in link:
-                self._take(link, number, text if isinstance(text, bytes) else text.encode())
+                for frame in (text if isinstance(text, bytes) else text.encode()).split(b"\n"):
+                    self._take(link, number, frame)
         except ConnectionClosed:
             return
         finally:

@@ -45,8 +45,8 @@ class Requester:
     unknown: ids that it never knows; known_from_s: ids that it knows only from then on (monotonic); post_status: instead
     of 200; hangs: POSTs get no answer; stops_reading_after: so many frames of a socket, then nothing is read any more, as
     the existing service does for a requester that left; closes_after: so many frames; pongs: False answers no ping;
-    pings: it pings each socket after every frame; forgets: an id that has its answer is unknown from then on, as it is to
-    the existing service.
+    pongs_after_s: so long after the ping; pings: it pings each socket after every frame; forgets: an id that has its answer
+    is unknown from then on, as it is to the existing service.
     """
 
     def __init__(self) -> None:
@@ -57,6 +57,7 @@ class Requester:
         self.stops_reading_after: int | None = None
         self.closes_after: int | None = None
         self.pongs = True
+        self.pongs_after_s = 0.0
         self.pings = False
         self.forgets = False
         self.pongs_received = 0
@@ -260,7 +261,9 @@ class _WebSocket:
     def _write(self) -> None:
         """The protocol answers pings by itself: without `pongs`, its answers are dropped (a pong's first byte is 0x8A)."""
         for data in self._protocol.data_to_send():
-            if data and (self._service.pongs or data[0] != 0x8A):
+            if is_pong := data[:1] == b"\x8a":
+                time.sleep(self._service.pongs_after_s)
+            if data and (self._service.pongs or not is_pong):
                 self._connection.sendall(data)
 
     def _wait_for_good(self) -> None:

@@ -16,30 +16,15 @@ from hypothesis import strategies as st
 import ipc.channel
 from ipc.channel import MAX_FRAME_BYTES, ChannelBroken, ChannelClosed, ChildEnd, SupervisorEnd
 from ipc.messages import Begun, Computed, FromChild, Lease, Outcome, Probe, Probed, Ready, Refuse, Stop, Task, ToChild, Unusable
-
-
-class End:
-    def __init__(self, fd: int) -> None:
-        self._fd = fd
-
-    def fileno(self) -> int:
-        if self._fd < 0:
-            raise OSError("handle is closed")
-        return self._fd
-
-    def close(self) -> None:
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
+from tests.unit.pipes import pipe
 
 
 class Pipes:
     """Both ends of a channel, and the raw ends under them."""
 
     def __init__(self) -> None:
-        to_child, from_child = os.pipe(), os.pipe()
-        self.to_child_read, self.to_child_write = End(to_child[0]), End(to_child[1])
-        self.from_child_read, self.from_child_write = End(from_child[0]), End(from_child[1])
+        self.to_child_read, self.to_child_write = pipe()
+        self.from_child_read, self.from_child_write = pipe()
         self.supervisor = SupervisorEnd(self.from_child_read, self.to_child_write)
         self.child = ChildEnd(self.to_child_read, self.from_child_write)
 
@@ -261,7 +246,7 @@ def test_closed_ends(pipes: Pipes) -> None:
     pipes.to_child_read.close()
     with pytest.raises(ChannelClosed):
         pipes.supervisor.send(Lease())
-    messages, broken = pipes.supervisor.receive()
+    messages, broken = pipes.supervisor.receive(to_end=True)
     assert messages == [Begun(1)] and isinstance(broken, ChannelClosed)
     with pytest.raises(ChannelBroken):
         pipes.child.send(Begun(2))

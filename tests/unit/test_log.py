@@ -96,7 +96,9 @@ END = Ended(
 
 def test_the_line_at_a_requests_end(capsys: pytest.CaptureFixture[str]) -> None:
     for form in ("text", "json"):
-        EndLog(load({"PULSAR_URL": "pulsar://h", "LOG_FORMAT": form})).say(END)
+        log = EndLog(load({"PULSAR_URL": "pulsar://h", "LOG_FORMAT": form}))
+        log.say(END)
+        log.flush()
     text, line = capsys.readouterr().err.splitlines()
     words = "request r-1 failed in 490 ms (queued 10, waited 2, to first token 87), attempt 2, 5 + 7 tokens (estimated)"
     words += ", dead letter: it broke"

@@ -1,0 +1,27 @@
+"""The pace of a busy loop: what comes within two milliseconds is worked on together.
+
+A process that is woken for each token of a hundred streams works with cold caches, and pays four times what the tokens cost
+when they come at once. So a loop with much in flight rests a little behind each turn that sent something; one with little in
+flight never does.
+"""
+
+from __future__ import annotations
+
+import time
+
+BUSY_FROM = 16  # in flight
+TURN_EACH_S = 0.003
+
+
+class Pace:
+    """in_flight: to be counted by its owner."""
+
+    def __init__(self) -> None:
+        self.in_flight = 0
+        self._turned_s = 0.0
+
+    def rest(self) -> None:
+        """Behind a turn. Blocks the loop, for less than TURN_EACH_S."""
+        if self.in_flight >= BUSY_FROM:
+            time.sleep(max(0.0, self._turned_s + TURN_EACH_S - time.monotonic()))
+        self._turned_s = time.monotonic()
