@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import time
 
+from loguru import logger
+
 from answers.delivery import Delivery
-from answers.endpoint import AnotherAnswers, NotDelivered, Refused, RequesterGone, RequesterUnknown
+from answers.endpoint import AnotherAnswers, NodeStopped, NotDelivered, Refused, RequesterGone, RequesterUnknown
 from errors import error_object
 from ipc.messages import End, Outcome
 
@@ -44,6 +46,11 @@ async def _tried_again(way: Delivery, deadline_at_s: float) -> None:
         except NotDelivered as error:
             if isinstance(error, Refused) or time.monotonic() >= deadline_at_s:
                 raise
+        except (RequesterGone, RequesterUnknown, AnotherAnswers, NodeStopped):
+            raise
+        except Exception as bug:  # a bug of ours: what is computed and paid for is kept, not computed again
+            logger.exception("a late delivery hit a bug of the node")
+            raise Refused(f"{type(bug).__name__}: {bug}") from None
 
 
 _ENDS_UNWANTED: dict[type[Exception], tuple[End, str, str]] = {

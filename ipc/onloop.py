@@ -37,7 +37,11 @@ class LoopEnd:
         """Raises ChannelBroken when the supervisor is gone."""
         if self._is_broken:
             raise ChannelBroken("the supervisor is gone")
-        self._end.put(message)
+        try:
+            self._end.put(message)
+        except ChannelBroken:
+            self._give_up()
+            raise
         if not self._flushes_soon:
             self._flushes_soon = True
             self._loop.call_soon(self._flush)

@@ -316,7 +316,7 @@ async def test_a_bug_costs_one_delivery_only(requester: Requester, monkeypatch: 
     deliveries, buggy = LateDeliveries(), Buggy(address(requester, stream=False), Couriers(1, None), run())
     buggy.whole(b'"0123456"')
     for _ in range(3):
-        with pytest.raises(ZeroDivisionError):
+        with pytest.raises(Refused, match="ZeroDivisionError"):
             await deliveries.deliver(buggy, in_s(0), REFUSED)
     await deliveries.deliver(whole(requester), in_s(0.1), REFUSED)
     assert len(requester.posts("an-id")) == 1

@@ -131,6 +131,14 @@ def test_usage_is_taken_out_and_nothing_else() -> None:
     assert shown(data, wants_usage=True) == data
 
 
+def test_usage_at_the_end_is_taken_out_and_no_byte_else() -> None:
+    data = b'{"a": 1.0,"choices":[{"delta": {"content":",\\"usage\\":null}"}}],"usage":null}'
+    assert shown(data) == b'{"a": 1.0,"choices":[{"delta": {"content":",\\"usage\\":null}"}}]}'
+    assert shown(data, wants_usage=True) == data
+    inner = b'{"choices":[{"delta":{"usage":1,"usage":null}}]}'
+    assert shown(inner) == inner
+
+
 def shown(data: bytes, *, wants_usage: bool = False) -> bytes | None:
     return chunks.for_requester(data, chunks.look(data), wants_usage=wants_usage)
 

@@ -146,6 +146,19 @@ def test_a_whole_answer_is_one_frame_and_comes_back_as_it_was_sent(bench: Bench,
     assert link.is_silent()
 
 
+def test_several_frames_may_come_in_one_text_and_so_do_the_replies(bench: Bench, link: FakeLink) -> None:
+    """Each counts for itself, whatever is wrong with another."""
+    asking = [asked(bench, stream=False) for _ in range(3)]
+    begins = [f'{{"type":"begin","request_id":"{request.request_id}","attempt":1}}' for _, request in asking]
+    ends = [frame(request, COMPLETION, end=True) for _, request in asking]
+    link.socket.send("\n".join([*begins, "garbage", "", *ends]))
+    said = [link.read()["type"] for _ in range(6)]
+    assert said == ["go"] * 3 + ["taken"] * 3
+    assert [waiting.result().status for waiting, _ in asking] == [200] * 3
+    link.socket.send("\n".join(begins))
+    assert len(str(link.socket.recv(20)).split("\n")) == 3, "what is told together goes together"
+
+
 def test_a_whole_answer_to_a_stream_becomes_one_chunk(bench: Bench, link: FakeLink) -> None:
     waiting, request = asked(bench)
     assert link.begin(request) == "go"
