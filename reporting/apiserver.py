@@ -13,8 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import urllib3
-
 from reporting.eventbody import LAST_REPORT
 
 if TYPE_CHECKING:
@@ -89,6 +87,7 @@ class ApiServer:
         """What goes wrong in there, as one of ours."""
         try:
             from kubernetes.client import ApiException
+            from urllib3.exceptions import HTTPError
         except ImportError as error:
             raise Refused(f"{error}: pip install -r requirement.txt") from error
         try:
@@ -98,7 +97,7 @@ class ApiServer:
             if error.status == 401:  # a token that was replaced is read anew
                 self._api = None
             raise _translated(error) from error
-        except (urllib3.exceptions.HTTPError, OSError) as error:
+        except (HTTPError, OSError) as error:
             raise Away(f"{type(error).__name__}: {error}") from error
         except ValueError as error:  # a body, or an answer, that is none: the next report may fare better
             raise Unfit(f"{type(error).__name__}: {error}") from error

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-import backends.child
 from supervision import services
 from supervision.children import BOOT_WITHIN_S, Role
 
@@ -29,7 +28,7 @@ def roles(settings: Settings, broker: Options | None) -> list[Role]:
 
 def backend_role(settings: Settings, number: int, room: int) -> Role:
     boot_s = BOOT_WITHIN_S + (settings.boot_timeout_s if settings.node_type == "local" else 0.0)
-    return Role(f"backend {number}", backends.child.main, (settings, number, room), room, boot_s)
+    return Role(f"backend {number}", services.backend, (settings, number, room), room, boot_s)
 
 
 def child_count(settings: Settings) -> int:

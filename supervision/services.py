@@ -1,5 +1,5 @@
-"""A child that serves instead of working on requests (the gateway, the broker): the same server as when started by
-itself, ended through its channel."""
+"""What spawned processes run: a backend, or a child that serves instead of working on requests (the gateway, the broker): the
+same server as when started by itself, ended through its channel. Each imports what it needs, and the supervisor none of it."""
 
 from __future__ import annotations
 
@@ -20,6 +20,13 @@ if TYPE_CHECKING:
 
 LISTEN_S = 60.0
 Serve = Callable[[Callable[[], None], threading.Event], int]  # (ready, stop) → exit code
+
+
+def backend(settings: Settings, number: int, room: int, reading: PipeEnd, writing: PipeEnd) -> None:
+    """The spawned process's main."""
+    from backends.child import main
+
+    main(settings, number, room, reading, writing)
 
 
 def gateway(settings: Settings, reading: PipeEnd, writing: PipeEnd) -> None:
