@@ -1,25 +1,27 @@
 """The floor: the bare cost of a request's parts, `python -m bench.floor --url pulsar://… --model NAME`.
 
-It does a node's work in a node's place: receive and acknowledge with Pulsar's client, ask the upstream with urllib3, send the
-answer, publish a record. Nothing is caught, counted, limited, timed, tried again or kept apart; threads wait for one thing
-each, and what goes wrong ends it. Whatever a node costs more is what it costs to be one.
+It does a node's work in a node's place, with a node's client libraries: receive and acknowledge with Pulsar's, ask the upstream
+with httptools on uvloop, send the answer, publish a record. Nothing is caught, counted, limited, timed, tried again or kept
+apart, and what goes wrong ends it. Whatever a node costs more is what it costs to be one.
 """
 
 from __future__ import annotations
 
 import argparse
+import asyncio
 import base64
 import json
 import os
-import socket
 import struct
 import threading
 from collections.abc import Callable
+from typing import TypeVar, cast
 from urllib.parse import urlsplit
 
+import httptools
 import msgspec
 import pulsar
-import urllib3
+import uvloop
 
 from backends.demo import ANSWER
 from bench.client import quiet_client
@@ -28,7 +30,6 @@ from messaging.topics import request_topic, subscription
 RECORD = json.dumps({"a usage record": "x" * 900}).encode()
 DEMO_MESSAGE = {"role": "assistant", "content": ANSWER}
 DEMO = json.dumps({"object": "chat.completion", "choices": [{"index": 0, "message": DEMO_MESSAGE, "finish_reason": "stop"}]}).encode()
-JSON = {"Content-Type": "application/json"}
 
 
 class Envelope(msgspec.Struct):
@@ -45,30 +46,66 @@ class Envelope(msgspec.Struct):
         return str(msgspec.json.decode(offered)) if offered else ""
 
 
-class Link:
-    """One WebSocket to the gateway, handshake and frames by hand; what comes back is read and forgotten."""
+class Wire(asyncio.Protocol):
+    """A connection; what comes over it is for `hear`."""
 
-    def __init__(self, url: str) -> None:
+    transport: asyncio.Transport
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast(asyncio.Transport, transport)
+
+    def data_received(self, data: bytes) -> None:
+        self.hear(data)
+
+    def hear(self, data: bytes) -> None:
+        """Nothing: what a link says is read and forgotten."""
+
+
+_Wire = TypeVar("_Wire", bound=Wire)
+
+
+class Call(Wire):
+    """POSTs, one after the other. `take`: told each piece of the answer's body."""
+
+    def post(self, url: str, body: bytes, take: Callable[[bytes], None]) -> asyncio.Future[None]:
         parts = urlsplit(url)
-        self._socket = socket.create_connection((parts.hostname, parts.port))
-        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._parser, self._take = httptools.HttpResponseParser(self), take
+        self._over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        head = f"POST {parts.path} HTTP/1.1\r\nHost: {parts.netloc}\r\nContent-Type: application/json\r\n"
+        self.transport.write(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
+        return self._over
+
+    def hear(self, data: bytes) -> None:
+        self._parser.feed_data(data)
+
+    def on_body(self, piece: bytes) -> None:
+        self._take(piece)
+
+    def on_message_complete(self) -> None:
+        self._over.set_result(None)
+
+
+class Link(Wire):
+    """One WebSocket to the gateway, handshake and frames by hand."""
+
+    async def open(self, url: str) -> Link:
+        parts = urlsplit(url)
         lines = [f"GET {parts.path} HTTP/1.1", f"Host: {parts.netloc}", "Upgrade: websocket", "Connection: Upgrade"]
         lines += [f"Sec-WebSocket-Key: {base64.b64encode(bytes(16)).decode()}", "Sec-WebSocket-Version: 13", "", ""]
-        self._socket.sendall("\r\n".join(lines).encode())
-        while not self._socket.recv(4096).endswith(b"\r\n\r\n"):
-            pass
-        self._lock = threading.Lock()
-        threading.Thread(target=self._forget, daemon=True).start()
+        await _connected(self, url)
+        self.transport.write("\r\n".join(lines).encode())
+        return self
 
-    def send(self, *texts: bytes) -> None:
-        """Text frames, in one piece. A mask of zeros leaves the text as it is."""
-        frames = b"".join(b"\x81" + _length(len(text)) + bytes(4) + text for text in texts)
-        with self._lock:
-            self._socket.sendall(frames)
+    def send(self, *frames: bytes) -> None:
+        """In one text. A mask of zeros leaves it as it is."""
+        text = b"\n".join(frames)
+        self.transport.write(b"\x81" + _length(len(text)) + bytes(4) + text)
 
-    def _forget(self) -> None:
-        while self._socket.recv(1 << 16):
-            pass
+
+async def _connected(wire: _Wire, url: str) -> _Wire:
+    parts = urlsplit(url)
+    await asyncio.get_running_loop().create_connection(lambda: wire, str(parts.hostname), int(parts.port or 80))
+    return wire
 
 
 def _length(count: int) -> bytes:
@@ -79,71 +116,81 @@ def _length(count: int) -> bytes:
 
 
 class Floor:
-    def __init__(self, url: str, model: str, threads: int, upstream: str) -> None:
+    def __init__(self, url: str, model: str, at_once: int, upstream: str) -> None:
         client = quiet_client(url)
         self._consumer = client.subscribe(
             request_topic(model), subscription(model), consumer_type=pulsar.ConsumerType.Shared,
-            initial_position=pulsar.InitialPosition.Earliest, receiver_queue_size=threads,
+            initial_position=pulsar.InitialPosition.Earliest, receiver_queue_size=at_once,
         )  # fmt: skip
         self._records = client.create_producer(
             f"records-of-{model}", batching_enabled=True, batching_max_publish_delay_ms=5, block_if_queue_full=True
         )
-        self._endpoints = urllib3.PoolManager(maxsize=threads, retries=False)
-        self._upstream = urllib3.connection_from_url(upstream, maxsize=threads) if upstream else None
-        self._links: dict[str, Link] = {}
-        self._lock = threading.Lock()
+        self._upstream, self._at_once = f"{upstream}/v1/chat/completions" if upstream else "", at_once
+        self._rested: dict[str, list[Call]] = {}
+        self._links: dict[str, asyncio.Future[Link]] = {}
+        self._received: asyncio.Queue[pulsar.Message] = asyncio.Queue()
 
-    def work(self) -> None:
-        """One thread's loop. Whatever is raised ends the process: a floor that lost a thread would look cheap."""
-        try:
-            while True:
-                message = self._consumer.receive()
-                self._answer(msgspec.json.decode(message.data(), type=Envelope))
-                self._records.send_async(RECORD, lambda result, _: None)
-                self._consumer.acknowledge(message)
-        except BaseException as error:
-            print(f"the floor ended: {error!r}", flush=True)
-            os._exit(1)
+    async def run(self) -> None:
+        threading.Thread(target=self._receive, args=(asyncio.get_running_loop(),), daemon=True).start()
+        async with asyncio.TaskGroup() as group:
+            for _ in range(self._at_once):
+                group.create_task(self._work())
 
-    def _answer(self, request: Envelope) -> None:
+    def _receive(self, loop: asyncio.AbstractEventLoop) -> None:
+        while True:
+            loop.call_soon_threadsafe(self._received.put_nowait, self._consumer.receive())
+
+    async def _work(self) -> None:
+        while True:
+            message = await self._received.get()
+            await self._answer(msgspec.json.decode(message.data(), type=Envelope))
+            self._records.send_async(RECORD, lambda result, _: None)
+            self._consumer.acknowledge(message)
+
+    async def _answer(self, request: Envelope) -> None:
         identifier = msgspec.json.encode(request.request_id)
-        if not request.link:
-            body = b'{"request_id":' + identifier + b',"data":' + self._whole(request) + b"}"
-            self._endpoints.request("POST", request.endpoint, body=body, headers=JSON)
-            return
-        link = self._link(request.link)
-        begin = b'{"type":"begin","request_id":' + identifier + b',"attempt":1}'
         head = b'{"request_id":' + identifier
+        if not request.link:
+            await self._post(request.endpoint, head + b',"data":' + await self._whole(request) + b"}", lambda _: None)
+            return
+        link = await self._link(request.link)
+        link.send(b'{"type":"begin","request_id":' + identifier + b',"attempt":1}')
         if request.stream:
-            link.send(begin)
-            self._stream(request, lambda events: link.send(*(head + b',"end":false,"data":' + event + b"}" for event in events)))
+            await self._stream(request, lambda events: link.send(*(head + b',"end":false,"data":' + event + b"}" for event in events)))
             link.send(head + b',"end":true}')
         else:
-            link.send(begin, head + b',"end":true,"data":' + self._whole(request) + b"}")
+            link.send(head + b',"end":true,"data":' + await self._whole(request) + b"}")
 
-    def _whole(self, request: Envelope) -> bytes:
-        return self._asked(request, at_once=True).data if self._upstream else DEMO
+    async def _whole(self, request: Envelope) -> bytes:
+        if not self._upstream:
+            return DEMO
+        pieces: list[bytes] = []
+        await self._post(self._upstream, bytes(request.data), pieces.append)
+        return b"".join(pieces)
 
-    def _stream(self, request: Envelope, send: Callable[[list[bytes]], None]) -> None:
+    async def _stream(self, request: Envelope, send: Callable[[list[bytes]], None]) -> None:
         """Each piece's events at once, when it comes."""
-        kept, answer = b"", self._asked(request, at_once=False)
-        while piece := answer.read1(1 << 16):
+        kept = b""
+
+        def take(piece: bytes) -> None:
+            nonlocal kept
             *events, kept = (kept + piece).split(b"\n\n")
             if found := [event[6:] for event in events if event != b"data: [DONE]"]:
                 send(found)
-        answer.release_conn()
 
-    def _asked(self, request: Envelope, at_once: bool) -> urllib3.BaseHTTPResponse:
-        assert self._upstream is not None
-        return self._upstream.urlopen(
-            "POST", "/v1/chat/completions", bytes(request.data), JSON, retries=False, redirect=False, preload_content=at_once
-        )
+        await self._post(self._upstream, bytes(request.data), take)
 
-    def _link(self, url: str) -> Link:
-        with self._lock:
-            if url not in self._links:
-                self._links[url] = Link(url)
-            return self._links[url]
+    async def _post(self, url: str, body: bytes, take: Callable[[bytes], None]) -> None:
+        parts = urlsplit(url)
+        rested = self._rested.setdefault(parts.netloc, [])
+        call = rested.pop() if rested else await _connected(Call(), url)
+        await call.post(url, body, take)
+        rested.append(call)
+
+    async def _link(self, url: str) -> Link:
+        if url not in self._links:
+            self._links[url] = asyncio.ensure_future(Link().open(url))
+        return await asyncio.shield(self._links[url])
 
 
 def main() -> None:
@@ -151,20 +198,25 @@ def main() -> None:
     parser.add_argument("--url", required=True, help="of the broker")
     parser.add_argument("--model", required=True, help="whose topic it reads")
     parser.add_argument("--upstream", default="", help="default: a fixed answer")
-    parser.add_argument("--threads", type=int, default=64)
-    parser.add_argument("--processes", type=int, default=1, help="that share the threads")
+    parser.add_argument("--at-once", type=int, default=64)
+    parser.add_argument("--processes", type=int, default=1, help="that share them")
     given = parser.parse_args()
     for _ in range(given.processes - 1):
         if not os.fork():  # before there is a client or a thread
             break
-    threads = -(-given.threads // given.processes)
-    floor = Floor(given.url, given.model, threads, given.upstream)
-    workers = [threading.Thread(target=floor.work) for _ in range(threads)]
-    for worker in workers:
-        worker.start()
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(_run(given.url, given.model, -(-given.at_once // given.processes), given.upstream))
+
+
+async def _run(url: str, model: str, at_once: int, upstream: str) -> None:
+    """What goes wrong ends the process: a floor that lost a part of it would look cheap."""
+    floor = Floor(url, model, at_once, upstream)
     print("the floor is ready", flush=True)
-    for worker in workers:
-        worker.join()
+    try:
+        await floor.run()
+    except BaseException as error:
+        print(f"the floor ended: {error!r}", flush=True)
+        os._exit(1)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from tests.real.node import NodeProcess
 from tests.real.processes import end_group, start_bound, wait_until
 from tests.real.upstream.ask import Ask
 
-FLOOR_THREADS = 64  # a process: more starve each other
+FLOOR_PROCESSES = 2  # as a node has children at work, on two cores
 RECORDS_WITHIN_MS = 2000
 WITHIN_S = 10.0
 
@@ -115,8 +115,8 @@ class Stage:
         return self.floor(model, work) if floor else self.node(model, work)
 
     def floor(self, model: str, work: Work) -> NodeProcess:
-        options = ["--url", self.broker.url, "--model", model, "--threads", str(work.slots)]
-        options += ["--processes", str(-(-work.slots // FLOOR_THREADS))]
+        options = ["--url", self.broker.url, "--model", model, "--at-once", str(work.slots)]
+        options += ["--processes", str(min(FLOOR_PROCESSES, work.slots))]
         return _Floor({}, command=("-m", "bench.floor", *options, "--upstream", self.upstream_url if work.mock else ""))
 
     def gateway(self) -> NodeProcess:
