@@ -21,4 +21,5 @@ class Address:
 
     @property
     def early_until_s(self) -> float:
-        return self.received_at_s + EARLY_GRACE_S if self.attempt == 1 else 0.0
+        """Of whatever attempt: the first may have died within milliseconds."""
+        return self.received_at_s + EARLY_GRACE_S

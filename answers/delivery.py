@@ -166,9 +166,10 @@ class StreamDelivery:
         return
 
     async def cut(self, error: dict[str, Any]) -> None:
-        if self._socket is not None:
-            self.fail(error)
-            await self._end()
+        if self._socket is None:
+            raise NotDelivered("nothing was said yet")
+        self.fail(error)
+        await self._end()
 
     def abandon(self) -> None:
         """After any failure: a socket in the middle of a stream is of no use to another."""

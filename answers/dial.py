@@ -14,7 +14,7 @@ from loguru import logger
 
 from answers.allowed import Allowed
 from answers.endpoint import NotAllowed
-from net.dial import Place, Spoken, connected, look_up, speak
+from net.dial import Names, Place, Spoken, connected, speak
 
 CONNECT_TIMEOUT_S = 5.0  # for all of a name's addresses, and TLS
 _PORTS = {"http": 80, "ws": 80, "https": 443, "wss": 443}
@@ -28,6 +28,7 @@ class Dialer:
         self.ca_bundle = ca_bundle
         self._allowed = allowed or Allowed()
         self._told: set[str] = set()
+        self._names = Names()
 
     @cached_property
     def tls(self) -> ssl.SSLContext:
@@ -49,7 +50,7 @@ class Dialer:
         Raises NotAllowed where none of its addresses is allowed, OSError (TimeoutError, ssl.SSLError too)."""
         give_up_at_s = time.monotonic() + CONNECT_TIMEOUT_S
         async with asyncio.timeout(CONNECT_TIMEOUT_S):
-            places = self._allowed_of(await look_up(host, port), host, port)
+            places = self._allowed_of(await self._names.look_up(host, port), host, port)
             plain = await connected(places, give_up_at_s - time.monotonic())
             return await speak(speaker, plain, host=host, tls=self.tls if tls else None)
 

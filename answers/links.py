@@ -139,28 +139,30 @@ class Link:
         self._pace.in_flight += 1
         try:
             await talk.begin()
-        except OSError as error:
+            return talk
+        except BaseException as error:
             talk.leave()
-            raise NotDelivered(f"the link was lost: {error}") from None
-        return talk
+            if isinstance(error, OSError):
+                raise NotDelivered(f"the link was lost: {error}") from None
+            raise
 
     async def send(self, frame: bytes) -> None:
         """Raises OSError, and the link is lost for everybody."""
-        if not self.put(frame):
+        while not self.put(frame):  # others that waited may have filled it again
             await self._socket.until_writable()
-            if not self.put(frame):
-                raise ConnectionResetError("the link was lost, or is full again")
+            if not self._socket.is_open:
+                raise ConnectionResetError("the link was lost")
 
     def put(self, frame: bytes) -> bool:
         """With all others of this turn of the loop: several frames in one text, one a line. False: the link is full, or lost."""
         if self._socket.is_full or not self._socket.is_open:
             return False
+        if self._unsent_bytes + len(frame) > MAX_TOGETHER_BYTES:
+            self._flush()
         if not self._unsent:
             self._loop.call_soon(self._flush)
         self._unsent.append(frame)
         self._unsent_bytes += len(frame)
-        if self._unsent_bytes > MAX_TOGETHER_BYTES:
-            self._flush()
         return True
 
     def _flush(self) -> None:
@@ -172,7 +174,7 @@ class Link:
         except OSError:
             return  # whoever waits for a reply is told when it is lost
         self._socket.flush()
-        self._pace.rest()
+        self._pace.rest_soon()
 
     def forget(self, talk: Talk) -> None:
         if self._talks.get(talk.run.request_id) is talk:

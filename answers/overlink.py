@@ -88,9 +88,10 @@ class LinkDelivery:
 
     async def cut(self, error: dict[str, Any]) -> None:
         """This process ends: say so where the requester has seen a part. Raises what `finish` raises."""
-        if self._is_flowing:
-            self.fail(error)
-            await self._end()
+        if not self._is_flowing:
+            raise NotDelivered("nothing was said yet")
+        self.fail(error)
+        await self._end()
 
     def abandon(self) -> None:
         if self._talk is not None:

@@ -7,6 +7,7 @@ flight never does.
 
 from __future__ import annotations
 
+import asyncio
 import time
 
 BUSY_FROM = 16  # in flight
@@ -19,9 +20,17 @@ class Pace:
     def __init__(self) -> None:
         self.in_flight = 0
         self._turned_s = 0.0
+        self._rests_soon = False
+
+    def rest_soon(self) -> None:
+        """Once, behind this turn of the loop, whoever asks for it."""
+        if not self._rests_soon:
+            self._rests_soon = True
+            asyncio.get_running_loop().call_soon(self.rest)
 
     def rest(self) -> None:
         """Behind a turn. Blocks the loop, for less than TURN_EACH_S."""
+        self._rests_soon = False
         if self.in_flight >= BUSY_FROM:
             time.sleep(max(0.0, self._turned_s + TURN_EACH_S - time.monotonic()))
         self._turned_s = time.monotonic()

@@ -6,7 +6,7 @@ import asyncio
 import time
 from urllib.parse import SplitResult, quote, urlsplit
 
-from answers.dial import Dialer
+from answers.dial import CONNECT_TIMEOUT_S, Dialer
 from answers.endpoint import NotDelivered, Refused, RequesterUnknown, http_url, is_final
 from net.http11 import Answer, Connection, Connections
 
@@ -63,7 +63,10 @@ class Poster:
 
     async def _connected(self, host: str, parts: SplitResult) -> Connection:
         port = parts.port or _PORTS[parts.scheme]
-        return await self._dialer.connect(Connection, host, port, tls=parts.scheme == "https")
+        try:
+            return await self._dialer.connect(Connection, host, port, tls=parts.scheme == "https")
+        except TimeoutError:
+            raise NotDelivered(f"{parts.netloc}: no connection within {CONNECT_TIMEOUT_S:g} s") from None
 
     def _rested_to(self, parts: SplitResult) -> Connections:
         key = (parts.scheme, parts.netloc)

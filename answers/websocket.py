@@ -25,6 +25,7 @@ OPEN_WITHIN_S = 5.0  # behind the connection
 WRITE_TIMEOUT_S = 5.0
 PONG_TIMEOUT_S = 2.0
 PING_EACH_S = 2.0
+MAX_TEXT_BYTES = 16 << 20
 
 
 def _hear_nothing(text: bytes) -> None:
@@ -43,12 +44,11 @@ class WebSocket(asyncio.Protocol):
         self.lost: Callable[[], None] = _tell_nobody
         self.rested_since_s = 0.0
         self.heard_s = time.monotonic()
-        self._protocol = ClientProtocol(uri)
+        self._protocol = ClientProtocol(uri, max_size=MAX_TEXT_BYTES)
         self._transport: asyncio.Transport | None = None
         self._loop = asyncio.get_running_loop()
         self._opened: asyncio.Future[None] = self._loop.create_future()
         self._writable: asyncio.Future[None] | None = None
-        self._stuck_since_s = 0.0
         self.flushes_soon = False
         self._asked: deque[tuple[bytes, float]] = deque()  # pings without their pong, and when they were sent
         self._ponged: asyncio.Future[None] | None = None
@@ -62,21 +62,18 @@ class WebSocket(asyncio.Protocol):
 
     def put(self, text: bytes) -> None:
         """One text frame; it goes out with all others of this turn of the loop. Raises OSError once the other side is
-        gone, or takes nothing."""
+        gone."""
         if not self.is_open:
             raise ConnectionResetError("the other side closed the WebSocket")
-        if self._writable is not None and time.monotonic() - self._stuck_since_s > WRITE_TIMEOUT_S:
-            self.reset()
-            raise TimeoutError("the other side takes nothing")
         self._protocol.send_text(text)
         if not self.flushes_soon:
             self.flushes_soon = True
             self._loop.call_soon(self.flush)
 
     async def send(self, text: bytes) -> None:
-        """As `put`; where much is on its way already, it returns once some of that is taken. Raises OSError."""
-        self.put(text)
+        """As `put`, once what is on its way already is taken for the most part. Raises OSError, also where nothing is."""
         await self.until_writable()
+        self.put(text)
 
     @property
     def is_full(self) -> bool:
@@ -88,6 +85,9 @@ class WebSocket(asyncio.Protocol):
         if (writable := self._writable) is None:
             return
         await asyncio.wait([writable], timeout=WRITE_TIMEOUT_S)
+        for _ in range(2):  # a process that was stopped meanwhile finds its time over first, and then that it may write
+            if not writable.done():
+                await asyncio.sleep(0)
         if not writable.done():
             self.reset()
             raise TimeoutError("the other side takes nothing")
@@ -183,7 +183,7 @@ class WebSocket(asyncio.Protocol):
         self.lost()
 
     def pause_writing(self) -> None:
-        self._writable, self._stuck_since_s = self._loop.create_future(), time.monotonic()
+        self._writable = self._loop.create_future()
 
     def resume_writing(self) -> None:
         if self._writable is not None:

@@ -12,8 +12,8 @@ from urllib.parse import quote, urlsplit
 
 from backends.base import BackendUnusable
 from errors import Failure, Kind
-from net.dial import NoConnection, connected, look_up, speak
-from net.http11 import Answer, Connection, Connections
+from net.dial import Names, NoConnection, connected, speak
+from net.http11 import Answer, BadBody, Connection, Connections
 
 MAX_ERROR_BODY_BYTES = 64 << 10
 _AS_IT_IS = "/?%:@!$&'()*+,;=~[]"  # in an address's path and query; anything else is quoted
@@ -37,7 +37,7 @@ class Transport:
         self._host, self._port = parts.hostname or "", parts.port or (443 if self._tls else 80)
         self._head = _head(parts.netloc, (parts.path or "/") + (f"?{parts.query}" if parts.query else ""), headers)
         self._connect_timeout_s = connect_timeout_s
-        self._connections = Connections(most_rested)
+        self._connections, self._names = Connections(most_rested), Names()
 
     async def post(self, body: bytes, *, answer_by_s: float, traceparent: str = "") -> Response:
         """Send; return when the headers are there. `answer_by_s`: monotonic. Raises UpstreamFailed."""
@@ -65,7 +65,7 @@ class Transport:
         within_s = min(self._connect_timeout_s, within_s)
         try:
             async with asyncio.timeout(within_s):
-                plain = await connected(await look_up(self._host, self._port), within_s)
+                plain = await connected(await self._names.look_up(self._host, self._port), within_s)
                 return await speak(Connection, plain, host=self._host, tls=self._tls)
         except TimeoutError:
             raise UpstreamFailed(Failure("timeout", f"no connection within {within_s:.3g} s")) from None
@@ -143,6 +143,6 @@ def _failure(error: OSError) -> Failure:
 
 def _kind(error: OSError) -> Kind:
     kinds: list[tuple[type[OSError], Kind]] = [
-        (socket.gaierror, "unresolved"), (ssl.SSLError, "tls"), (NoConnection, "refused"), (TimeoutError, "timeout"),
+        (socket.gaierror, "unresolved"), (ssl.SSLError, "tls"), (NoConnection, "refused"), (TimeoutError, "timeout"), (BadBody, "garbled"),
     ]  # fmt: skip
     return next((kind for known, kind in kinds if isinstance(error, known)), "reset")

@@ -92,6 +92,7 @@ class Exchange(Response):
         # Before the publish: a fast node answers before the queue has confirmed.
         self._gateway.pending.add(waiter)
         connection.lost = lambda: self._gateway.pending.remove(waiter)
+        connection.flow.resume_reading()  # paused for a long body: nothing else would tell that the requester left
         try:
             await self._answer(waiter, scope, receive, send)
         except RequesterGone:

@@ -12,6 +12,7 @@ from gateway import links
 LINK_PING_INTERVAL_S = 5.0
 LINK_PING_TIMEOUT_S = 10.0
 _OUR_DELAY_S = 0.1
+MOST_TOGETHER = 1000  # frames in a text
 
 
 class NodeSocket(WebSocketsSansIOProtocol):
@@ -47,9 +48,10 @@ class NodeSocket(WebSocketsSansIOProtocol):
         return True
 
     def _say_all(self) -> None:
-        text, self._unsaid = b"\n".join(self._unsaid), []
+        said, self._unsaid = self._unsaid, []
         if not (self.close_sent or self.disconnected or self.transport.is_closing()):
-            self.conn.send_text(text)
+            for at in range(0, len(said), MOST_TOGETHER):
+                self.conn.send_text(b"\n".join(said[at : at + MOST_TOGETHER]))
             self.transport.write(b"".join(self.conn.data_to_send()))
 
     def start_keepalive(self) -> None:

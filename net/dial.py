@@ -7,9 +7,11 @@ import socket
 import ssl
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from ipaddress import ip_address
 from typing import Any, TypeVar
 
+THREADS = 16  # started as they are needed
 Place = tuple[int, int, int, str, Any]  # as socket.getaddrinfo gives them
 Spoken = TypeVar("Spoken", bound=asyncio.Protocol)
 
@@ -18,12 +20,30 @@ class NoConnection(OSError):
     """None of a name's addresses takes connections."""
 
 
-async def look_up(host: str, port: int) -> list[Place]:
-    """Raises socket.gaierror."""
-    host = host.strip("[]")
-    if _is_address(host):
-        return _look_up(host, port)
-    return await asyncio.get_running_loop().run_in_executor(None, _look_up, host, port)
+class Names:
+    """Looks names up, in threads of its own, as the system's way blocks: each name in one of them, whoever asks for it. A
+    dead name server keeps some for long, so what must not wait for others' names has its own."""
+
+    def __init__(self) -> None:
+        self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="names")
+        self._asking: dict[tuple[str, int], asyncio.Future[list[Place]]] = {}
+
+    async def look_up(self, host: str, port: int) -> list[Place]:
+        """Raises socket.gaierror."""
+        host = host.strip("[]")
+        if _is_address(host):
+            return _look_up(host, port)
+        asked = self._asking.get((host, port))
+        if asked is None:
+            asked = asyncio.get_running_loop().run_in_executor(self._threads, _look_up, host, port)
+            self._asking[host, port] = asked
+            asked.add_done_callback(lambda done: self._forget((host, port), done))
+        return await asyncio.shield(asked)
+
+    def _forget(self, place: tuple[str, int], done: asyncio.Future[list[Place]]) -> None:
+        del self._asking[place]
+        if not done.cancelled():
+            done.exception()  # seen, though nobody may wait for it any more
 
 
 def _look_up(host: str, port: int) -> list[Place]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import select
 import time
 import zlib
 from collections.abc import Callable
@@ -18,6 +19,10 @@ MAX_INTERIM = 16  # answers of status 1xx
 
 class BadAnswer(ConnectionError):
     """What came is no answer, or its end is missing."""
+
+
+class BadBody(BadAnswer):
+    """It cannot be unpacked."""
 
 
 class Connection(asyncio.Protocol):
@@ -47,6 +52,14 @@ class Connection(asyncio.Protocol):
         if answer is not None and not (answer.leaves_connection_usable and self._reads):
             self.close()
         return self.is_open
+
+    def is_quiet(self) -> bool:
+        """Open, and nothing has come unasked: its end would be there before the loop has told of it."""
+        if self._transport is None or not self.is_open:
+            return False
+        poll = select.poll()
+        poll.register(self._transport.get_extra_info("socket").fileno(), select.POLLIN)
+        return not poll.poll(0)
 
     def close(self) -> None:
         self.is_open = False
@@ -247,7 +260,7 @@ class Answer:
         try:
             return unpack(data)
         except zlib.error as error:
-            self._fail(BadAnswer(f"its body cannot be unpacked: {error}"))
+            self._fail(BadBody(f"its body cannot be unpacked: {error}"))
             return b""
 
     def on_message_complete(self) -> None:
@@ -270,8 +283,9 @@ class Connections:
     def take(self) -> Connection | None:
         """None: another has to be made."""
         while self._rested:
-            if (connection := self._rested.pop()).is_open:
+            if (connection := self._rested.pop()).is_quiet():
                 return connection
+            connection.close()
         return None
 
     def give_back(self, connection: Connection) -> None:

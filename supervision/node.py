@@ -176,7 +176,7 @@ class Node:
             self._hear(child, message)
 
     def _bury(self, ready: set[int]) -> None:
-        for dead in self._crew.bury(ready):
+        for dead in self._dead(ready):
             for message in dead.unread:
                 self._hear(dead.child, message)
             expected = dead.child.retires or (self._is_draining() and (self._is_cut_off or not dead.child.role.capacity))
@@ -186,6 +186,13 @@ class Node:
             others = not self._is_draining() and any(child.is_usable for child in self._crew.backends())
             self._requests.child_died(dead.child.number, dead.cause, blame=blame, others=others)
         self._say_if_looping()
+
+    def _dead(self, ready: set[int]) -> list[Dead]:
+        """All that have died by now: what one leaves is not to go to another that is dead already, and be counted again."""
+        found = self._crew.bury(ready)
+        while more := self._crew.bury() if found else []:
+            found += more
+        return found
 
     def _log_death(self, dead: Dead, expected: bool) -> None:
         aboard = len(self._requests.ledger.aboard(dead.child.number))

@@ -11,14 +11,18 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from msgspec import structs
 
 from answers import links, pool
 from answers.dial import Dialer
-from answers.links import Links
+from answers.endpoint import RequesterGone
+from answers.links import Link, Links
+from answers.pace import Pace
+from answers.run import Run
+from answers.websocket import WebSocket
 from backends import aboard
 from backends.aboard import Aboard
 from errors import ExitCode, error_object
@@ -474,3 +478,54 @@ def test_only_so_many_early_cancels_are_kept(monkeypatch: pytest.MonkeyPatch) ->
     for name in ("a", "b", "c"):
         found.cancel(name)
     assert [found.was_cancelled(name) for name in ("a", "b", "c", "c")] == [False, True, True, False]
+
+
+class Tight:
+    """A socket that is full again behind each frame until it was waited for."""
+
+    is_open, is_full = True, False
+
+    def __init__(self) -> None:
+        self.sent: list[bytes] = []
+        self.heard_s = time.monotonic()
+
+    def put(self, text: bytes) -> None:
+        self.sent.append(text)
+
+    def flush(self) -> None:
+        return
+
+    async def until_writable(self) -> None:
+        await asyncio.sleep(0.001)
+        self.is_full = False
+
+
+@on_loop
+async def test_a_link_that_is_full_again_and_again_loses_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(links, "MAX_TOGETHER_BYTES", 1)  # each frame goes by itself
+    tight = Tight()
+    link = Link(cast(WebSocket, tight), print, Pace())
+    real_put = link.put
+
+    def put(frame: bytes) -> bool:
+        found = real_put(frame)
+        tight.is_full = True
+        return found
+
+    monkeypatch.setattr(link, "put", put)
+    await asyncio.gather(*(link.send(b"%d" % number) for number in range(50)))
+    link._flush()
+    assert sorted(map(int, b"\n".join(tight.sent).split(b"\n"))) == list(range(50))
+
+
+@on_loop
+async def test_a_run_that_ends_while_it_begins_leaves_nothing_on_its_link() -> None:
+    tight, pace = Tight(), Pace()
+    tight.is_full = True
+    link, run = Link(cast(WebSocket, tight), print, pace), Run(1, "r")
+    beginning = asyncio.create_task(run.endable(link.begin(run, 1, insists=False)))
+    await asyncio.sleep(0)
+    run.end(RequesterGone("it left"))
+    with pytest.raises(RequesterGone):
+        await beginning
+    assert pace.in_flight == 0 and not link._talks

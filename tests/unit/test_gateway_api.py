@@ -195,10 +195,13 @@ def test_what_is_no_answer_is_refused(bench: Bench, body: bytes, status: int) ->
     error_of(response)
 
 
-def test_a_requester_that_hangs_up_is_forgotten_at_once(bench: Bench) -> None:
+@pytest.mark.parametrize("padding", [0, 100_000, 1_000_000, 4_000_000])
+def test_a_requester_that_hangs_up_is_forgotten_at_once(bench: Bench, padding: int) -> None:
+    """Also one whose body was long: the server stops reading behind it, and would not see that its client left."""
     client = socket.create_connection(("127.0.0.1", int(bench.url.rsplit(":", 1)[1])))
-    body = b'{"model":"m","messages":[{}]}'
-    client.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body))
+    body = b'{"model":"m","messages":[{"content":"%s"}]}' % (b"x" * padding)
+    client.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body))
+    client.sendall(body)
     request = bench.queue.next()
     assert len(bench.gateway.pending) == 1
     client.close()

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from net.dial import connected, look_up, speak
+from net.dial import Names, connected, speak
 from net.http11 import MAX_HEAD_BYTES, MAX_HELD_BYTES, MAX_INTERIM, Answer, BadAnswer, Connection, Connections
 from tests.real.loop import on_loop, until
 
@@ -31,7 +31,8 @@ class Wire(asyncio.Transport):
     """What a connection does with its transport."""
 
     def __init__(self) -> None:
-        super().__init__()
+        ours, self._theirs = socket.socketpair()  # over which nothing comes
+        super().__init__({"socket": ours})
         self.written = b""
         self.reads, self.is_open = True, True
 
@@ -350,7 +351,7 @@ async def test_a_paused_sender_really_waits_and_goes_on() -> None:
 
     with socket.create_server(("127.0.0.1", 0)) as listener:
         sending = asyncio.create_task(asyncio.to_thread(send))
-        places = await look_up(*listener.getsockname())
+        places = await Names().look_up(*listener.getsockname())
         connection = await speak(Connection, await connected(places, WITHIN_S), host="127.0.0.1", tls=None)
         answer = connection.ask(b"x", b"")
         await until(stuck.is_set, what="stuck sender")
@@ -461,3 +462,16 @@ async def test_once_closed_nothing_is_kept() -> None:
     kept.close()
     kept.give_back(lent.connection)
     assert kept.take() is None and not rested.wire.is_open and not lent.wire.is_open
+
+
+@on_loop
+async def test_a_kept_connection_that_was_closed_is_not_taken_though_the_loop_has_not_told_yet() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        made = await speak(Connection, await connected(await Names().look_up(*listener.getsockname()), WITHIN_S), host="", tls=None)
+        theirs, _ = listener.accept()
+        kept = Connections(1)
+        kept.give_back(made)
+        assert kept.take() is made
+        kept.give_back(made)
+        theirs.close()  # and the loop has no turn in between
+        assert made.is_open and kept.take() is None and not made.is_open
