@@ -143,7 +143,8 @@ def test_a_model_that_gives_no_text_comes_to_a_clear_end(child: Backends, reques
     assert outcome.end == "answered"
     last = requester.stream(asked.request_id) if stream else [requester.posts(asked.request_id)[0].json]
     msgspec.json.encode(last).decode()
-    assert child.run(task(requester, stream=True, max_tokens=4)).end == "answered" and not child.dead
+    after = child.run(task(requester, stream=True, max_tokens=4))
+    assert (after.end, after.error) == ("answered", None) and not child.dead
 
 
 def test_json_mode_and_logprobs_are_the_models_own(child: Backends, requester: Requester) -> None:
