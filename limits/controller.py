@@ -37,7 +37,8 @@ FIRST_CEILING_S, LONGEST_CEILING_S = 60.0, 600.0
 RELAPSE_WITHIN_S = 20.0  # of a raise: the raise brought the trouble back
 CALM_AFTER_S = 120.0
 UNMEASURED_FOR_S = 6.0  # a new child tells of its output for the first time after two leases
-COST_KEPT = 0.99  # of what a request was seen to cost in memory, from sample to sample
+COST_MARGIN = 1.25  # requests differ, and what was seen was the mean of some that had not all of it yet
+COST_KEPT = 0.998  # of what a request was seen to cost in memory, from sample to sample: half of it in three minutes
 
 
 @dataclass(frozen=True)
@@ -290,8 +291,11 @@ def _go_back(sample: Sample, state: LimitState, most: int) -> tuple[int, str, Se
 
 
 def _has_room_for(sample: Sample, state: LimitState, at: Thresholds) -> int:
-    """The highest limit whose requests would fit, by what those in flight were seen to cost."""
+    """The highest limit whose requests would fit, by what those before were seen to cost at most: those in flight may have
+    only begun, and take the rest of it still."""
     memory = _tightest(sample, at)
     if memory is None or state.cost_bytes < 1:
         return state.bound
-    return sample.in_flight + math.floor((memory.available_bytes - HEALTHY_MEMORY * _reserve(memory, at)) / state.cost_bytes)
+    taken_bytes = (sample.model_private_bytes or 0) - (state.least_private_bytes or 0)
+    room_bytes = memory.available_bytes + taken_bytes - HEALTHY_MEMORY * _reserve(memory, at)
+    return math.floor(room_bytes / (COST_MARGIN * state.cost_bytes))

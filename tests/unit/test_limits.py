@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from limits.controller import Decision, LimitState, Thresholds, next_limit
@@ -198,6 +198,7 @@ def test_an_unused_limit_is_not_raised_and_an_unmeasured_one_is() -> None:
 
 @SIMULATED
 @given(st.floats(20, 2000), st.integers(0, 100))
+@example(846.0, 0)
 def test_settles_below_what_memory_bears_where_each_request_costs_some(request_mib: float, seed: int) -> None:
     """By what requests cost it stops before the trouble: it never goes critical, and does not try again and again."""
     sim = Simulated(
