@@ -58,7 +58,7 @@ class Wire(asyncio.Protocol):
         self.hear(data)
 
     def hear(self, data: bytes) -> None:
-        """Nothing: what a link says is read and forgotten."""
+        raise NotImplementedError
 
 
 _Wire = TypeVar("_Wire", bound=Wire)
@@ -92,9 +92,16 @@ class Link(Wire):
         parts = urlsplit(url)
         lines = [f"GET {parts.path} HTTP/1.1", f"Host: {parts.netloc}", "Upgrade: websocket", "Connection: Upgrade"]
         lines += [f"Sec-WebSocket-Key: {base64.b64encode(bytes(16)).decode()}", "Sec-WebSocket-Version: 13", "", ""]
+        self._opened: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         await _connected(self, url)
         self.transport.write("\r\n".join(lines).encode())
+        await self._opened  # what came with the handshake would be dropped
         return self
+
+    def hear(self, data: bytes) -> None:
+        """The handshake's answer, and then what is read and forgotten."""
+        if not self._opened.done():
+            self._opened.set_result(None)
 
     def send(self, *frames: bytes) -> None:
         """In one text. A mask of zeros leaves it as it is."""
