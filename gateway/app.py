@@ -69,7 +69,7 @@ class ShortWay:
         except Problem as problem:
             response = problem.response()
         except ClientDisconnect:
-            return
+            response = Response(status_code=400)  # the server drops it, and wants to have it
         await response(scope, receive, send)
 
 

@@ -82,11 +82,13 @@ class Exchange(Response):
         super().__init__()
         self._gateway, self._model, self._payload = gateway, model, payload
         self._request_id, self._stream = request_id, stream
+        self._has_started = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         connection: HttpConnection = scope["state"]["connection"]
         transport = scope["state"]["transport"]
         if transport.is_closing():
+            await self._end_for_nobody(scope, receive, send)
             return
         waiter = Waiter(self._request_id, self._stream, transport.abort, self._gateway.buffer_limit_bytes, self._model)
         # Before the publish: a fast node answers before the queue has confirmed.
@@ -97,9 +99,16 @@ class Exchange(Response):
             await self._answer(waiter, scope, receive, send)
         except RequesterGone:
             logger.debug("request {} for {}: the requester has gone", self._request_id, self._model)
+            await self._end_for_nobody(scope, receive, send)
         finally:
             connection.lost = None
             self._gateway.pending.remove(waiter)
+
+    async def _end_for_nobody(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """The server takes no notice of it, but of a request without any response: of several that came at once it knows of the
+        last only that its requester left."""
+        if not self._has_started:
+            await Response(status_code=400)(scope, receive, send)
 
     async def _answer(self, waiter: Waiter, scope: Scope, receive: Receive, send: Send) -> None:
         try:
@@ -150,6 +159,7 @@ class Exchange(Response):
             (b"x-request-id", self._request_id.encode()),
         ]
         self._gateway.models.saw(self._model)
+        self._has_started = True
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         while True:
             await send({"type": "http.response.body", "body": b"".join(map(as_events, frames)), "more_body": not frames[-1].end})

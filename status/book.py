@@ -69,10 +69,10 @@ class Book:
             why = redact(str(ended.error.get("message")), self.settings.secrets)[:LONGEST] if ended.error else ""
             self.stories.ended(ended.request_id, record, why, ended.trail)
 
-    def given_back(self, request_id: str, received_ms: float, attempt: int, history: History, delay_s: float) -> None:
+    def given_back(self, request_id: str, received_ms: float, attempt: int, history: History, delay_s: float, here: bool = False) -> None:
         is_tried = history.attempt > attempt
         why = f" after attempt {attempt}: {history.last_error}" if is_tried else ", no attempt counted"
-        words = f"put back into the queue{why}" + (f"; due again in {delay_s:.1f} s" if delay_s else "")
+        words = f"{'tried again here' if here else 'put back into the queue'}{why}" + (f"; due again in {delay_s:.1f} s" if delay_s else "")
         self.stories.note(request_id, Note(received_ms, f"received for attempt {attempt}"))
         self.stories.note(request_id, Note(time.time() * 1000, redact(words, self.settings.secrets)[:LONGEST]))
 

@@ -50,10 +50,13 @@ class Status:
         if self._book is not None:
             self._harmless(self._book.ended, ended, record)
 
-    def given_back(self, request_id: str, received_ms: float, attempt: int, history: History, delay_s: float) -> None:
-        """`attempt`: the one that is over, or did not begin; `history`: as the next one finds it."""
+    def given_back(
+        self, request_id: str, received_ms: float, attempt: int, history: History, delay_s: float, *, here: bool = False
+    ) -> None:
+        """`attempt`: the one that is over, or did not begin; `history`: as the next one finds it; here: the next one is made by
+        this node, at once."""
         if self._book is not None and request_id:
-            self._harmless(self._book.given_back, request_id, received_ms, attempt, history, delay_s)
+            self._harmless(self._book.given_back, request_id, received_ms, attempt, history, delay_s, here)
 
     def died(self, name: str, pid: int, cause: str, kind: str, *, expected: bool, aboard: int) -> None:
         if self._book is not None:

@@ -263,6 +263,9 @@ class Requests:
         where = "stays here" if here else "goes back"
         logger.debug(words, entry.job.request.request_id, where, history.attempt, delay_s, history.last_error)
         if here:
+            if self._status is not None:
+                job = entry.job
+                self._status.given_back(job.request.request_id, job.received_ms, job.history.attempt, history, 0.0, here=True)
             entry.job.history = history
             self.ledger.wait_again(entry)
         else:
