@@ -136,12 +136,13 @@ def _noted(sample: Sample, state: LimitState, at: Thresholds) -> LimitState:
 
 
 def _with_cost(sample: Sample, state: LimitState) -> LimitState:
-    """Many servers allocate everything at their start; of those that do not, what each request adds."""
+    """Many servers allocate everything at their start; of those that do not, what each request adds. What one alone takes is
+    for the most part what any number takes once."""
     held = sample.model_private_bytes
     if held is None:
         return state
     least = min(held, state.least_private_bytes or held)
-    seen = (held - least) / sample.in_flight if sample.in_flight else 0.0
+    seen = (held - least) / max(sample.in_flight, min(START, state.bound)) if sample.in_flight else 0.0
     return replace(state, least_private_bytes=least, cost_bytes=max(seen, COST_KEPT * state.cost_bytes))
 
 
