@@ -12,15 +12,14 @@ from loguru import logger
 
 from answers.dial import Dialer
 from answers.endpoint import AnotherAnswers, NotDelivered, NoWebSocket, RequesterGone, websocket_url
-from answers.pace import Pace
 from answers.run import Run
-from answers.websocket import WebSocket, open_socket
+from answers.websocket import LATE_S, WebSocket, open_socket
+from ipc.pace import Pace
 
 UNREACHABLE_FOR_S = 1.0  # so that not each of a hundred requests waits for the same gateway
 NOT_OFFERED_FOR_S = 60.0
 PING_EACH_S = 5.0  # of silence
 SILENT_AFTER_S = 15.0  # the gateway's host is gone, or the way to it
-LATE_S = 0.5  # a look that comes so late comes from a process that was stopped: what came meanwhile is not read yet
 MAX_PLACES = 64
 MAX_TOGETHER_BYTES = 256 << 10
 

@@ -9,12 +9,11 @@ from collections.abc import Callable
 
 from answers.dial import Dialer
 from answers.endpoint import NotDelivered, websocket_url
-from answers.websocket import WebSocket, open_socket
+from answers.websocket import LATE_S, WebSocket, open_socket
 
 IDLE_KEPT_S = 10.0  # below the 20 s after which common servers give up on a silent client
 LOOK_EACH_S = 1.0  # below those 20 s too, within which their pings want a pong
 GONE_AFTER_S = 5.0  # without a pong: the service's reader stops for good on a requester that left
-LATE_S = 0.5  # a look that comes so late comes from a process that was stopped: what came meanwhile is not read yet
 
 
 def _tell_nobody(why: str) -> None:

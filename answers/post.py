@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import time
-from urllib.parse import SplitResult, quote, urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from answers.dial import CONNECT_TIMEOUT_S, Dialer
 from answers.endpoint import NotDelivered, Refused, RequesterUnknown, http_url, is_final
-from net.http11 import Answer, Connection, Connections
+from net.http11 import Answer, Connection, Connections, post_head
 
 TAKEN_WITHIN_S = 10.0  # the whole POST, from its connection to the status
 EARLY_GRACE_S = 1.0  # the requester's service registers an id only after its publish was confirmed
@@ -17,7 +17,6 @@ SAID_WITHIN_S = 0.3  # behind the status, else the connection is not used again
 MAX_PLACES = 64
 _PORTS = {"http": 80, "https": 443}
 _FIRST_PAUSE_S = 0.02
-_AS_IT_IS = "/?%:@!$&'()*+,;=~[]"  # in an address's path and query; anything else is quoted
 
 
 class Poster:
@@ -45,12 +44,12 @@ class Poster:
         """The status."""
         try:
             parts = urlsplit(http_url(endpoint))
-            if parts.scheme not in _PORTS or not parts.hostname:
+            if parts.scheme not in _PORTS or not parts.hostname or not parts.netloc.isascii():
                 raise ValueError("it should be an address of HTTP or WebSocket")
-            head, rested = _head(parts, len(body)), self._rested_to(parts)
+            head, rested = post_head(parts, {}), self._rested_to(parts)
             async with asyncio.timeout(TAKEN_WITHIN_S):
                 connection = rested.take() or await self._connected(parts.hostname, parts)
-                answer = await _asked(connection, head, body)
+                answer = await connection.answer(head, body, time.monotonic() + TAKEN_WITHIN_S)
         except TimeoutError:
             raise NotDelivered(f"{endpoint}: it did not take the answer within {TAKEN_WITHIN_S:g} s") from None
         except (OSError, ValueError) as error:  # ValueError: no address at all
@@ -77,17 +76,6 @@ class Poster:
         return found
 
 
-async def _asked(connection: Connection, head: bytes, body: bytes) -> Answer:
-    """Up to its head."""
-    try:
-        answer = connection.ask(head, body)
-        await answer.head(time.monotonic() + TAKEN_WITHIN_S)
-        return answer
-    except BaseException:
-        connection.close()
-        raise
-
-
 async def _dispose(answer: Answer) -> None:
     """What an endpoint says beside its status is of no interest, and it may say it for ever."""
     by_s, left_bytes = time.monotonic() + SAID_WITHIN_S, MAX_BODY_BYTES
@@ -97,10 +85,3 @@ async def _dispose(answer: Answer) -> None:
     except OSError:
         return
 
-
-def _head(parts: SplitResult, length: int) -> bytes:
-    target = quote((parts.path or "/") + (f"?{parts.query}" if parts.query else ""), safe=_AS_IT_IS)
-    host = parts.netloc.rpartition("@")[2]
-    return (
-        f"POST {target} HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\nContent-Length: {length}\r\n\r\n"
-    ).encode("ascii")

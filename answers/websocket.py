@@ -25,6 +25,7 @@ OPEN_WITHIN_S = 5.0  # behind the connection
 WRITE_TIMEOUT_S = 5.0
 PONG_TIMEOUT_S = 2.0
 PING_EACH_S = 2.0
+LATE_S = 0.5  # a look that comes so late comes from a process that was stopped: what came meanwhile is not read yet
 MAX_TEXT_BYTES = 16 << 20
 
 
@@ -49,7 +50,7 @@ class WebSocket(asyncio.Protocol):
         self._loop = asyncio.get_running_loop()
         self._opened: asyncio.Future[None] = self._loop.create_future()
         self._writable: asyncio.Future[None] | None = None
-        self.flushes_soon = False
+        self._flushes_soon = False
         self._asked: deque[tuple[bytes, float]] = deque()  # pings without their pong, and when they were sent
         self._ponged: asyncio.Future[None] | None = None
         self._answered_s = 0.0
@@ -66,8 +67,8 @@ class WebSocket(asyncio.Protocol):
         if not self.is_open:
             raise ConnectionResetError("the other side closed the WebSocket")
         self._protocol.send_text(text)
-        if not self.flushes_soon:
-            self.flushes_soon = True
+        if not self._flushes_soon:
+            self._flushes_soon = True
             self._loop.call_soon(self.flush)
 
     async def send(self, text: bytes) -> None:
@@ -215,7 +216,7 @@ class WebSocket(asyncio.Protocol):
                 self._ponged = None
 
     def flush(self) -> None:
-        self.flushes_soon = False
+        self._flushes_soon = False
         if (data := b"".join(self._protocol.data_to_send())) and self._transport is not None:
             self._transport.write(data)
 

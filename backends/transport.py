@@ -8,15 +8,14 @@ import ssl
 import time
 from collections.abc import Callable
 from types import TracebackType
-from urllib.parse import quote, urlsplit
+from urllib.parse import urlsplit
 
 from backends.base import BackendUnusable
 from errors import Failure, Kind
 from net.dial import Names, NoConnection, connected, speak
-from net.http11 import Answer, BadBody, Connection, Connections
+from net.http11 import Answer, BadBody, Connection, Connections, post_head
 
 MAX_ERROR_BODY_BYTES = 64 << 10
-_AS_IT_IS = "/?%:@!$&'()*+,;=~[]"  # in an address's path and query; anything else is quoted
 
 
 class UpstreamFailed(Exception):
@@ -35,7 +34,7 @@ class Transport:
         parts = urlsplit(url)
         self._tls = _tls_context(ca_bundle) if parts.scheme == "https" else None
         self._host, self._port = parts.hostname or "", parts.port or (443 if self._tls else 80)
-        self._head = _head(parts.netloc, (parts.path or "/") + (f"?{parts.query}" if parts.query else ""), headers)
+        self._head = post_head(parts, {"Accept-Encoding": "identity", **headers})
         self._connect_timeout_s = connect_timeout_s
         self._connections, self._names = Connections(most_rested), Names()
 
@@ -44,18 +43,12 @@ class Transport:
         left_s = answer_by_s - time.monotonic()
         if left_s <= 0:
             raise UpstreamFailed(Failure("timeout", "no time was left to ask"))
-        trace = f"traceparent: {traceparent}\r\n" if traceparent else ""
-        head = self._head + f"{trace}Content-Length: {len(body)}\r\n\r\n".encode("latin-1")
+        head = self._head + f"traceparent: {traceparent}\r\n".encode("latin-1") if traceparent else self._head
         connection = self._connections.take() or await self._connected(left_s)
         try:
-            answer = connection.ask(head, body)
-            await answer.head(answer_by_s)
-            return Response(answer, connection, self._connections)
-        except BaseException as error:
-            connection.close()
-            if isinstance(error, OSError):
-                raise UpstreamFailed(_failure(error)) from None
-            raise
+            return Response(await connection.answer(head, body, answer_by_s), connection, self._connections)
+        except OSError as error:
+            raise UpstreamFailed(_failure(error)) from None
 
     async def connect(self) -> None:
         """One connection, verified where it is TLS, and kept for the next request. Raises UpstreamFailed."""
@@ -122,12 +115,6 @@ class Response:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._connections.give_back(self._connection)
-
-
-def _head(host: str, target: str, headers: dict[str, str]) -> bytes:
-    lines = {"Host": host.rpartition("@")[2], "Content-Type": "application/json", "Accept-Encoding": "identity", **headers}
-    named = "".join(f"{name}: {value}\r\n" for name, value in lines.items())
-    return f"POST {quote(target, safe=_AS_IT_IS)} HTTP/1.1\r\n{named}".encode("latin-1")
 
 
 def _tls_context(ca_bundle: str | None) -> ssl.SSLContext:

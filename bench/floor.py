@@ -47,18 +47,12 @@ class Envelope(msgspec.Struct):
 
 
 class Wire(asyncio.Protocol):
-    """A connection; what comes over it is for `hear`."""
+    """A connection."""
 
     transport: asyncio.Transport
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)
-
-    def data_received(self, data: bytes) -> None:
-        self.hear(data)
-
-    def hear(self, data: bytes) -> None:
-        raise NotImplementedError
 
 
 _Wire = TypeVar("_Wire", bound=Wire)
@@ -75,7 +69,7 @@ class Call(Wire):
         self.transport.write(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
         return self._over
 
-    def hear(self, data: bytes) -> None:
+    def data_received(self, data: bytes) -> None:
         self._parser.feed_data(data)
 
     def on_body(self, piece: bytes) -> None:
@@ -98,7 +92,7 @@ class Link(Wire):
         await self._opened  # what came with the handshake would be dropped
         return self
 
-    def hear(self, data: bytes) -> None:
+    def data_received(self, data: bytes) -> None:
         """The handshake's answer, and then what is read and forgotten."""
         if not self._opened.done():
             self._opened.set_result(None)

@@ -7,14 +7,26 @@ import math
 import select
 import time
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import cast
+from urllib.parse import SplitResult, quote
 
 import httptools
 
 MAX_HEAD_BYTES = 256 << 10  # and of a chunk's head, or of trailers: in a row, without anything of a body
 MAX_HELD_BYTES = 1 << 20  # of a body that nobody reads: then the sender has to wait
 MAX_INTERIM = 16  # answers of status 1xx
+
+
+_AS_IT_IS = "/?%:@!$&'()*+,;=~[]"  # in an address's path and query; anything else is quoted
+
+
+def post_head(to: SplitResult, headers: Mapping[str, str]) -> bytes:
+    """Of a POST of JSON, but for how long it is. Raises ValueError where it cannot be written."""
+    target = quote((to.path or "/") + (f"?{to.query}" if to.query else ""), safe=_AS_IT_IS)
+    lines = {"Host": to.netloc.rpartition("@")[2], "Content-Type": "application/json", **headers}
+    named = "".join(f"{name}: {value}\r\n" for name, value in lines.items())
+    return f"POST {target} HTTP/1.1\r\n{named}".encode("latin-1")
 
 
 class BadAnswer(ConnectionError):
@@ -33,6 +45,17 @@ class Connection(asyncio.Protocol):
         self._answer: Answer | None = None
         self.is_open = False
         self._reads = True
+
+    async def answer(self, head: bytes, body: bytes, by_s: float) -> Answer:
+        """To a `post_head` and its body; once its own head is there. Where it does not come, the connection is closed. Raises as
+        Answer.head."""
+        try:
+            answer = self.ask(head + b"Content-Length: %d\r\n\r\n" % len(body), body)
+            await answer.head(by_s)
+            return answer
+        except BaseException:
+            self.close()
+            raise
 
     def ask(self, head: bytes, body: bytes) -> Answer:
         """`head`: up to the empty line, which is included."""

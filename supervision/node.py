@@ -16,6 +16,7 @@ from loguru import logger
 
 from errors import ExitCode
 from ipc.messages import Begun, Computed, FromChild, Outcome, Probed, Rates, Ready, Stop, Unusable
+from ipc.pace import Pace
 from messaging.client import close_in_time, leave
 from messaging.consumer import Consumer, Notice, ReceivingFailed
 from messaging.handshake import QueueTrouble
@@ -40,7 +41,6 @@ if TYPE_CHECKING:
     from config import Settings
 
 TICK_S = 0.5
-BUSY_FROM, BUSY_TURN_EACH_S = 16, 0.003  # so much in hand, something happens all the time: what comes together shares a turn's cost
 MOST_UNCONFIRMED = 1000  # ends that the queue has not taken: more would only be answered twice after a crash
 PROBE_EACH_S = 5.0  # while closed: is the oldest request past its time?
 PROBE_DELAY_S = 1.0
@@ -101,7 +101,7 @@ class Node:
         self._trouble = UpstreamTrouble(settings, self._events, dice, time.monotonic(), checks_start=checks_start)
         self._next_probe_s = time.monotonic() + PROBE_EACH_S
         self._is_looping = False
-        self._turned_s = 0.0
+        self._pace = Pace()
         self._drain_until_s: float | None = None
         self._is_cut_off = False
         self._cut_off: set[int] = set()  # children that were told to end in the middle of their work
@@ -147,16 +147,14 @@ class Node:
         """Until something happens, a tick at most: pauses, leases and deadlines are looked at each turn. Returns the
         descriptors that have something."""
         self._crew.flush()
-        if self._requests.ledger.in_hand() >= BUSY_FROM:
-            time.sleep(max(0.0, self._turned_s + BUSY_TURN_EACH_S - time.monotonic()))
+        self._pace.in_flight = self._requests.ledger.in_hand()
+        self._pace.rest()
         timeout_s = TICK_S
         if (next_start_s := self._crew.next_start_s()) is not None:
             timeout_s = min(timeout_s, max(0.0, next_start_s - time.monotonic()))
         if (next_change_s := self._upstream.next_change_s()) > 0:
             timeout_s = min(timeout_s, next_change_s)
-        ready = {key.fd for key, _ in self._selector.select(timeout_s)}
-        self._turned_s = time.monotonic()
-        return ready
+        return {key.fd for key, _ in self._selector.select(timeout_s)}
 
     def _read_mail(self) -> None:
         for news in self._mailbox.take():

@@ -20,13 +20,13 @@ from answers import links, pool
 from answers.dial import Dialer
 from answers.endpoint import RequesterGone
 from answers.links import Link, Links
-from answers.pace import Pace
 from answers.run import Run
 from answers.websocket import WebSocket
 from backends import aboard
 from backends.aboard import Aboard
 from errors import ExitCode, error_object
 from ipc.messages import Alive, Begun, Computed, Lease, Outcome, Task
+from ipc.pace import Pace
 from tests.real.crew import Backends, refuse, settings, task
 from tests.real.link_gateway import LinkGateway
 from tests.real.loop import on_loop, until

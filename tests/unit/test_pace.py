@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from answers.pace import BUSY_FROM, TURN_EACH_S, Pace
+from ipc.pace import BUSY_FROM, TURN_EACH_S, Pace
 
 
 def took_s(pace: Pace, turns: int) -> float:
