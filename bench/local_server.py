@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import http.client
+import mmap
 import socket
 import threading
 import time
@@ -70,14 +71,18 @@ class Handler(BaseHTTPRequestHandler):
 
 
 def _hold(mib: int, ended: threading.Event) -> None:
-    """Memory that is really there: a page that nobody has written to takes none."""
+    """Memory that is really there, as each page is written to, and really gone after: maps of its own, as what is taken
+    from the heap may stay with the process."""
     held = []
     for _ in range(STEPS):
-        held.append(b"x" * ((mib << 20) // STEPS))
+        held.append(mmap.mmap(-1, (mib << 20) // STEPS, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))
+        for page in range(0, len(held[-1]), mmap.PAGESIZE):
+            held[-1][page] = 1
         if ended.wait(GROWS_FOR_S / STEPS):
-            return
+            break
     ended.wait()
-    del held
+    for part in held:
+        part.close()
 
 
 def main() -> None:

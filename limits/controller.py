@@ -39,6 +39,8 @@ CALM_AFTER_S = 120.0
 UNMEASURED_FOR_S = 6.0  # a new child tells of its output for the first time after two leases
 COST_MARGIN = 1.25  # requests differ, and what was seen was the mean of some that had not all of it yet
 COST_KEPT = 0.998  # of what a request was seen to cost in memory, from sample to sample: half of it in three minutes
+GROWTH_OVER_S = 2.0  # for a change of how fast the model's memory grows to count by two thirds
+GROWS_ON_S = 10.0  # how long requests that grow are taken to go on growing
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,7 @@ class LimitState:
     last: Sample | None = None
     least_private_bytes: int | None = None
     cost_bytes: float = 0.0  # of memory, by each request
+    growth_bytes_per_s: float = 0.0  # of what the model holds
     search: Search = field(default_factory=Search)
 
     @classmethod
@@ -82,7 +85,7 @@ class LimitState:
         """Another upper bound: a model server came or went. What the limit was is gone back to, once there is room."""
         bound = max(1, bound)
         goal = max(self.limit, self.goal or 0) if self.limit > bound or self.goal else None
-        return replace(self, bound=bound, limit=min(self.limit, bound), goal=goal, least_private_bytes=None)
+        return replace(self, bound=bound, limit=min(self.limit, bound), goal=goal, last=None, least_private_bytes=None)
 
 
 @dataclass(frozen=True)
@@ -142,8 +145,23 @@ def _with_cost(sample: Sample, state: LimitState) -> LimitState:
     if held is None:
         return state
     least = min(held, state.least_private_bytes or held)
-    seen = (held - least) / max(sample.in_flight, min(START, state.bound)) if sample.in_flight else 0.0
-    return replace(state, least_private_bytes=least, cost_bytes=max(seen, COST_KEPT * state.cost_bytes))
+    seen = (held - least) / _sharing(sample, state) if sample.in_flight else 0.0
+    growth = _growth_bytes_per_s(sample, state, held)
+    return replace(state, least_private_bytes=least, cost_bytes=max(seen, COST_KEPT * state.cost_bytes), growth_bytes_per_s=growth)
+
+
+def _sharing(sample: Sample, state: LimitState) -> int:
+    return max(sample.in_flight, min(START, state.bound))
+
+
+def _growth_bytes_per_s(sample: Sample, state: LimitState, held: int) -> float:
+    """Smoothed, as requests begin and end in between."""
+    before = state.last.model_private_bytes if state.last else None
+    if before is None or state.last is None or sample.at_s <= state.last.at_s:
+        return state.growth_bytes_per_s
+    past_s = sample.at_s - state.last.at_s
+    kept = math.exp(-past_s / GROWTH_OVER_S)
+    return max(0.0, kept * state.growth_bytes_per_s + (1 - kept) * (held - before) / past_s)
 
 
 def _is_used(sample: Sample, state: LimitState) -> bool:
@@ -292,11 +310,12 @@ def _go_back(sample: Sample, state: LimitState, most: int) -> tuple[int, str, Se
 
 
 def _has_room_for(sample: Sample, state: LimitState, at: Thresholds) -> int:
-    """The highest limit whose requests would fit, by what those before were seen to cost at most: those in flight may have
-    only begun, and take the rest of it still."""
+    """The highest limit whose requests would fit, by what those before were seen to cost at most, and by how they grow now:
+    those in flight may have only begun, and take the rest of it still."""
     memory = _tightest(sample, at)
-    if memory is None or state.cost_bytes < 1:
+    cost_bytes = state.cost_bytes + GROWS_ON_S * state.growth_bytes_per_s / _sharing(sample, state)
+    if memory is None or cost_bytes < 1:
         return state.bound
     taken_bytes = (sample.model_private_bytes or 0) - (state.least_private_bytes or 0)
     room_bytes = memory.available_bytes + taken_bytes - HEALTHY_MEMORY * _reserve(memory, at)
-    return math.floor(room_bytes / (COST_MARGIN * state.cost_bytes))
+    return math.floor(room_bytes / (COST_MARGIN * cost_bytes))

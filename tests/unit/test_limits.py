@@ -130,7 +130,7 @@ class Simulated:
 
     def _turn(self) -> None:
         limit = self.state.limit
-        self._held_mib += (self.request_mib * limit - self._held_mib) * 0.4  # it comes and goes with what requests hold
+        in_flight = self._hold(limit)
         self._made += self.tokens_per_s(limit) * (1 - self.others_cpu(self.now_s)) * EACH_S * (1 + self.noise * self.dice.uniform(-1, 1))
         if (measured_s := self.now_s - self._rated_s) >= 2.0:
             self._rate = Rate(self._made / measured_s, self._rated_s, self.now_s)
@@ -140,13 +140,18 @@ class Simulated:
         memory = Memory("the machine", int(max(0.0, free_mib) * MIB), int(self.total_mib * MIB))
         held = int((1000 + self._held_mib) * MIB)
         decision = next_limit(
-            Sample(self.now_s, limit, (memory,), held, held, 0.0, self.others_cpu(self.now_s), 1.0, (), self._rate), self.state
+            Sample(self.now_s, in_flight, (memory,), held, held, 0.0, self.others_cpu(self.now_s), 1.0, (), self._rate), self.state
         )
         self.state = decision.state
         self.seen.append((self.now_s, decision.limit))
         if decision.why:
             self.whys.append(f"{self.now_s:.1f} {decision.why}")
         self.now_s += EACH_S
+
+    def _hold(self, limit: int) -> int:
+        """Memory comes and goes with the limit. How many are in flight."""
+        self._held_mib += (self.request_mib * limit - self._held_mib) * 0.4
+        return limit
 
     def between(self, from_s: float, to_s: float) -> list[int]:
         return [limit for at_s, limit in self.seen if from_s <= at_s < to_s]
@@ -210,6 +215,38 @@ def test_settles_below_what_memory_bears_where_each_request_costs_some(request_m
     fit = max(1.0, min(16.0, (8192 - 2000 - 0.05 * 8192) / request_mib))
     settled = sim.between(300, 600)
     assert sum(settled) / len(settled) >= 0.5 * fit
+
+
+@dataclass
+class Growing(Simulated):
+    """Requests that grow to `request_mib` within `grows_for_s`, and hold it until their end: nobody takes them back."""
+
+    grows_for_s: float = 4.0
+    lasts_s: tuple[float, float] = (5.0, 8.0)
+    _requests: list[tuple[float, float]] = field(default_factory=list)  # from when until when
+
+    def _hold(self, limit: int) -> int:
+        self._requests = [(from_s, until_s) for from_s, until_s in self._requests if until_s > self.now_s]
+        while len(self._requests) < limit:
+            self._requests.append((self.now_s, self.now_s + self.dice.uniform(*self.lasts_s)))
+        self._held_mib = sum(self.request_mib * min(1.0, (self.now_s - from_s) / self.grows_for_s) for from_s, _ in self._requests)
+        return len(self._requests)
+
+
+@SIMULATED
+@given(st.floats(1, 8), st.floats(40, 190), st.integers(0, 100))
+@example(8.0, 190.0, 0)
+@example(8.0, 150.0, 0)
+def test_a_raise_waits_for_requests_that_still_grow(grows_for_s: float, request_mib: float, seed: int) -> None:
+    """Tokens come long before a request holds all that it will hold."""
+    sim = Growing(
+        LimitState.starting(16), saturating(100.0, 16), 0.02, total_mib=2560, others_mib=lambda now_s: 600.0, request_mib=request_mib,
+        grows_for_s=grows_for_s, lasts_s=(grows_for_s + 1, 2 * grows_for_s), dice=random.Random(seed),
+    ).go(300)  # fmt: skip
+    assert sim.least_mib > 0.02 * 2560, sim.whys
+    fit = max(1.0, min(16.0, (2560 - 1600 - 0.05 * 2560) / request_mib))
+    settled = sim.between(150, 300)
+    assert sum(settled) / len(settled) >= 0.5 * fit, sim.whys
 
 
 def hog(from_s: float, until_s: float, amount: float, otherwise: float) -> Callable[[float], float]:
