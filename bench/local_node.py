@@ -44,7 +44,8 @@ class Scene:
         self._waiting, self._cgroup = waiting, cgroup
         self._ended = threading.Event()
         self.node = NodeProcess({
-            "NODE_TYPE": "local", "MODEL_NAME": self.model, "MODEL_COMMAND": server, "MODEL_PATH": str(ROOT / "models" / DEFAULT_WEIGHTS),
+            "NODE_TYPE": "local", "MODEL_NAME": self.model, "MODEL_COMMAND": server,
+            **({"MODEL_PATH": str(ROOT / "models" / DEFAULT_WEIGHTS)} if "{model}" in server else {}),
             "PULSAR_URL": self._broker.url, "RES_TOPIC_NAME": f"res-{self.model}", "MAX_PROCESS_NUM": str(SLOTS), **variables,
         })  # fmt: skip
 

@@ -3,11 +3,13 @@
 A node with the limit left to itself, in a cgroup of --memory-mib together with a memory hog, beside which a CPU hog starts
 later, each for HOG_S. Prints how long after a hog's start the limit was down, how long after its end it was back where it
 had been, and what became of the requests. With --png the trace is drawn (needs requirement-bench.txt).
+On a machine with an NVIDIA GPU: `--hogs GPU --memory-mib 0 --mock`, a hog that takes the GPU's memory.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import subprocess
@@ -15,6 +17,8 @@ import sys
 import time
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from bench.local_node import SERVER, SLOTS, Scene
 from tests.real.memory_group import join, memory_group, used_mib
@@ -24,6 +28,7 @@ LEFT_MIB = 70  # what the memory hog leaves of the cgroup: two thirds of the res
 STEP_MIB = 500
 LOOK_EACH_S = 0.25
 MOCK = f"{sys.executable} -m tests.real.upstream --port {{port}} --slots {SLOTS} --everybody 'mock?tokens=48&gap=100ms'"
+LEFT_ON_GPU_MIB = 600
 HOG = """
 import sys, time
 held = []
@@ -31,23 +36,44 @@ for line in sys.stdin:
     held += [b"x" * (1 << 20) for _ in range(int(line))]
     print(flush=True)
 """
+GPU_HOG = """
+import ctypes, sys, time
+cuda = ctypes.CDLL("libcuda.so.1")
+context, at, free, total = ctypes.c_void_p(), ctypes.c_void_p(), ctypes.c_size_t(), ctypes.c_size_t()
+def call(name, *arguments):
+    if error := getattr(cuda, name)(*arguments):
+        sys.exit(f"{name} failed with CUDA's error {error}")
+call("cuInit", 0)
+call("cuDevicePrimaryCtxRetain", ctypes.byref(context), 0)
+call("cuCtxSetCurrent", context)
+call("cuMemGetInfo_v2", ctypes.byref(free), ctypes.byref(total))
+call("cuMemAlloc_v2", ctypes.byref(at), ctypes.c_size_t(free.value - (int(sys.argv[1]) << 20)))
+time.sleep(3600)
+"""
 
 
 def trace(memory_mib: int, hogs: list[str], *, mock: bool) -> dict[str, Any]:
     variables = {} if "CPU" in hogs else {"LOCAL_OTHERS_CPU_PERCENT": "100"}
-    with memory_group(memory_mib) as folder, Scene(variables, server=MOCK if mock else SERVER, cgroup=folder) as scene:
+    with contextlib.ExitStack() as stack:
+        folder = stack.enter_context(memory_group(memory_mib)) if memory_mib else None
+        scene = stack.enter_context(Scene(variables, server=MOCK if mock else SERVER, cgroup=folder))
         looks: list[tuple[float, float, float]] = []
         began_s = time.monotonic()
 
         def look_until(end_s: float) -> None:
             while time.monotonic() < end_s:
-                looks.append((time.monotonic() - began_s, used_mib(folder), float(len(scene.open()))))
+                used = used_mib(folder) if folder else psutil.virtual_memory().used / (1 << 20)
+                looks.append((time.monotonic() - began_s, used, float(len(scene.open()))))
                 time.sleep(LOOK_EACH_S)
 
         look_until(began_s + WARM_UP_S)
         times = {}
         for hog in hogs:
-            times[hog] = _memory_hog(folder, memory_mib, look_until) if hog == "memory" else _cpu_hog(look_until)
+            if hog == "memory":
+                assert folder is not None, "a memory hog needs --memory-mib"
+                times[hog] = _memory_hog(folder, memory_mib, look_until)
+            else:
+                times[hog] = _gpu_hog(look_until) if hog == "GPU" else _cpu_hog(look_until)
             look_until(time.monotonic() + AFTER_S)
         scene.stop_load()
         give_up_at_s = time.monotonic() + 60
@@ -74,6 +100,18 @@ def _memory_hog(folder: Path, memory_mib: int, look_until: Any) -> tuple[float, 
             hog.stdin.flush()
             hog.stdout.readline()
         look_until(time.monotonic() + LOOK_EACH_S)
+    hog.kill()
+    hog.wait()
+    return started_s, time.monotonic()
+
+
+def _gpu_hog(look_until: Any) -> tuple[float, float]:
+    """It takes the first GPU's memory, up to LEFT_ON_GPU_MIB."""
+    hog = subprocess.Popen([sys.executable, "-c", GPU_HOG, str(LEFT_ON_GPU_MIB)])
+    started_s = time.monotonic()
+    look_until(started_s + HOG_S)
+    if hog.poll() is not None:
+        raise RuntimeError("the hog could not take the GPU's memory: its error is above")
     hog.kill()
     hog.wait()
     return started_s, time.monotonic()
@@ -126,8 +164,9 @@ def draw(found: dict[str, Any], path: Path) -> None:
     limit.set_ylabel("limit, requests at once")
     limit.set_ylim(0)
     memory.plot([at_s for at_s, _, _ in found["looks"]], [used for _, used, _ in found["looks"]], color="tab:purple")
-    memory.axhline(found["memory_mib"], color="tab:red", linestyle="--")
-    memory.set_ylabel("MiB used in the cgroup\n(red: its limit)")
+    if found["memory_mib"]:
+        memory.axhline(found["memory_mib"], color="tab:red", linestyle="--")
+    memory.set_ylabel("MiB used in the cgroup\n(red: its limit)" if found["memory_mib"] else "MiB used in the machine")
     memory.set_ylim(0)
     tokens.hist(found["tokens"], bins=[float(n) for n in range(int(end_s) + 1)], color="tab:green")
     tokens.set_ylabel("tokens in each second")
@@ -142,7 +181,7 @@ def draw(found: dict[str, Any], path: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="bench.local_trace", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--memory-mib", type=int, default=2048)
-    parser.add_argument("--hogs", default="memory,CPU", help="which, in their order; without the CPU's, others' use of it does not count")
+    parser.add_argument("--hogs", default="memory,CPU", help="in their order; without the CPU's, others' use of it does not count")
     parser.add_argument("--mock", action="store_true", help="a model server that only waits, for a machine that has other things to do")
     parser.add_argument("--png", type=Path)
     parser.add_argument("--json", type=Path, help="written to; with --again read from, instead of a run")

@@ -1,8 +1,9 @@
 """How many requests at once the model makes use of: found by trying, and by what it brings in tokens a second.
 
 First twice as many each time, as nothing is known yet; from the first try that brought too little on, in small steps and
-seldom. A try that does not pay is taken back: requests beyond only make each other slower, and another node could have
-them. Pure: `note` takes what was measured, `step` decides.
+seldom. A try that does not pay, by two measurements, is taken back: requests beyond only make each other slower, and
+another node could have them. By two, as new requests have their prompts read first, which holds up the others.
+Pure: `note` takes what was measured, `step` decides.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ class Search:
     read_until_s: float = -math.inf
     base: int | None = None
     base_rate: float = 0.0
+    is_doubted: bool = False  # the first measurement was too little
     tried_at_s: float = -math.inf
     doubles: bool = True
     not_before_s: float = -math.inf
@@ -58,13 +60,15 @@ def step(search: Search, limit: int, most: int, worth: float, now_s: float) -> t
     rate = sum(search.readings) / len(search.readings)
     if search.base is not None:
         if rate < search.base_rate * (1 + worth * math.log2(limit / search.base)):
+            if not search.is_doubted:
+                return limit, "", replace(search, readings=(), is_doubted=True)
             why = f"{limit} at once bring {rate:.3g} tokens/s, {search.base} brought {search.base_rate:.3g}"
             return search.base, why, _paused(replace(search, readings=(), base=None, doubles=False), now_s)
         search = replace(search, base=None, pause_s=FIRST_PAUSE_S)
     raised = _raised(search, limit, most, now_s)
     if raised == limit:
         return limit, "", search
-    tried = replace(search, readings=(), base=limit, base_rate=rate, tried_at_s=now_s)
+    tried = replace(search, readings=(), base=limit, base_rate=rate, is_doubted=False, tried_at_s=now_s)
     return raised, f"all {limit} are in use and bring {rate:.3g} tokens/s; {raised} are tried", tried
 
 

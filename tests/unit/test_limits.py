@@ -189,6 +189,19 @@ def test_a_cpus_flat_curve_loses_little(bound: int, noise: float, seed: int) -> 
     assert sim.changes(60, 600) <= 40
 
 
+def test_prompts_that_hold_up_what_runs_are_no_reason_to_go_back() -> None:
+    raised: list[tuple[int, float]] = []
+
+    def tokens_per_s(limit: int) -> float:
+        if not raised or limit != raised[-1][0]:
+            raised.append((limit, sim.now_s))
+        return limit * (4.0 if sim.now_s - raised[-1][1] < 4.0 else 10.0)
+
+    sim = Simulated(LimitState.starting(16), tokens_per_s)
+    sim.go(60)
+    assert [limit for limit, _ in raised] == [4, 8, 16], sim.whys
+
+
 def test_a_big_gpu_is_used_within_a_minute() -> None:
     sim = Simulated(LimitState.starting(128), lambda limit: 30.0 * limit).go(60)
     assert sim.state.limit == 128
