@@ -195,7 +195,7 @@ def test_prompts_that_hold_up_what_runs_are_no_reason_to_go_back() -> None:
     def tokens_per_s(limit: int) -> float:
         if not raised or limit != raised[-1][0]:
             raised.append((limit, sim.now_s))
-        return limit * (4.0 if sim.now_s - raised[-1][1] < 4.0 else 10.0)
+        return limit * (4.0 if len(raised) > 1 and sim.now_s - raised[-1][1] < 6.0 else 10.0)
 
     sim = Simulated(LimitState.starting(16), tokens_per_s)
     sim.go(60)
