@@ -204,7 +204,8 @@ class Settings:
     )
     max_process_num: int = variable(128, _whole(1, 65536), "requests handled at once, over all children")
     backend_processes: int = variable(
-        0, _whole(1, 512), "backend children at work; one more is a spare", shown_default="enough for the cores and for 512 requests each"
+        0, _whole(1, 512), "backend children at work; one more is a spare",
+        shown_default="2; one for each 128 requests where there are cores for more, one for each 512 in any case",
     )
     pulsar_url: str = variable("", _url("pulsar", "pulsar+ssl"), "the queue: pulsar://host:6650 or pulsar+ssl://host:6651",
         shown_default="the embedded broker, for one machine")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import math
 import os
 import re
 import shlex
@@ -15,7 +14,7 @@ from pathlib import Path
 from backends.base import BackendUnusable
 from backends.room import memory_there
 from config import SECRET_VARIABLES, Settings
-from limits.cgroup import quota_cores
+from limits.cpu import usable_cores
 from limits.words import size
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -106,8 +105,7 @@ def environment(environ: Mapping[str, str], secrets: tuple[str, ...], chosen: En
 
 def cores(settings: Settings) -> int:
     """What one model server may use of the processor: threads beyond a quota would only wait for each other."""
-    allowed = min(len(os.sched_getaffinity(0)), quota_cores() or math.inf)
-    return max(1, int(allowed) // settings.local_replicas)
+    return max(1, usable_cores() // settings.local_replicas)
 
 
 def slots(max_process_num: int, cores: int) -> int:

@@ -6,12 +6,18 @@ import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from limits.cgroup import CpuQuota, CpuUse
+from limits.cgroup import CpuQuota, CpuUse, quota_cores
 from limits.processes import Use
 
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 # /proc/stat, proc(5): user nice system idle iowait irq softirq steal. `nice` gives way; guests' time is in `user`.
 _BUSY_FIELDS = (0, 2, 5, 6, 7)
+
+
+def usable_cores() -> int:
+    """Which this process may run on, or so many as its cgroups' quota is worth; at least 1."""
+    allowed = len(os.sched_getaffinity(0))
+    return max(1, min(allowed, int(quota_cores() or allowed)))
 
 
 @dataclass(frozen=True)

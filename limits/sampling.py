@@ -15,6 +15,7 @@ from limits.gpu import Gpus, load_nvml
 from limits.pressure import Pressure
 from limits.processes import Use, uses_of
 from limits.sample import Gpu, Memory, Rate, Sample
+from limits.words import counted
 
 T = TypeVar("T")
 
@@ -129,10 +130,10 @@ class Sampler:
         sources = {
             "memory and CPU of the machine": True,
             " and ".join(f"{m.where} ({m.total_bytes >> 20:,} MiB)" for m in limited) or "a cgroup's memory limit": limited,
-            f"a quota of {cores:g} cores" if cores else "a CPU quota": cores,
+            f"a quota of {counted('core', cores)}" if cores else "a CPU quota": cores,
             "memory pressure": self._memory_pressure,
             "CPU pressure": self._cpu_pressure,
-            f"{len(self._gpus or ())} GPUs" if self._gpus else "a GPU": self._gpus,
+            counted("GPU", len(self._gpus or ())) if self._gpus else "a GPU": self._gpus,
         }
         there, lacking = ([name for name, found in sources.items() if bool(found) is wanted] for wanted in (True, False))
         return f"the limit follows {', '.join(there)}" + (f"; not there: {', '.join(lacking)}" if lacking else "")

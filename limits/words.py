@@ -26,3 +26,7 @@ def percent(share: float) -> str:
 
 def size(size_bytes: float) -> str:
     return f"{size_bytes / GIB:.1f} GiB" if size_bytes >= GIB else f"{size_bytes / MIB:.0f} MiB"
+
+
+def counted(what: str, count: float) -> str:
+    return f"{count:g} {what}" + ("s" if count != 1 else "")

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING
 
+from limits.cpu import usable_cores
 from supervision import services
 from supervision.children import BOOT_WITHIN_S, Role
 
@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from config import Settings
 
 GATEWAY, BROKER = "gateway", "broker"
-REQUESTS_PER_CHILD = 512  # a child that dies takes all of them along to another attempt
+ENOUGH_PER_CHILD = 128  # more children than these need only cost memory and wake-ups
+MOST_PER_CHILD = 512  # a child that dies takes all of them along to another attempt
 
 
 def roles(settings: Settings, broker: Options | None) -> list[Role]:
@@ -32,8 +33,10 @@ def backend_role(settings: Settings, number: int, room: int) -> Role:
 
 
 def child_count(settings: Settings) -> int:
-    """Local: one for each model server. Otherwise one for each core and for each 512 requests, unless told."""
+    """Local: one for each model server. Otherwise, unless told: two, as far as there are cores more for each 128 requests, and
+    one for each 512 at least."""
+    most = settings.max_process_num
     if settings.node_type == "local":
         return settings.local_replicas
-    enough = max(os.cpu_count() or 1, -(-settings.max_process_num // REQUESTS_PER_CHILD))
-    return min(settings.backend_processes or enough, settings.max_process_num)
+    useful = min(usable_cores(), max(2, -(-most // ENOUGH_PER_CHILD)))
+    return min(settings.backend_processes or max(useful, -(-most // MOST_PER_CHILD)), most)

@@ -266,7 +266,7 @@ def test_all_sources_of_a_container_at_once(tmp_path: Path) -> None:
     proc = proc_of(tmp_path, "0::/", V2)
     write(proc / "pressure", cpu="some avg10=0 avg60=0 avg300=0 total=0")
     sampler = Sampler(print, proc=proc, load_gpus=FakeNvml)
-    words = "cgroup / (1,024 MiB), a quota of 1 cores, memory pressure, CPU pressure, 2 GPUs"
+    words = "cgroup / (1,024 MiB), a quota of 1 core, memory pressure, CPU pressure, 2 GPUs"
     assert sampler.introduction() == f"the limit follows memory and CPU of the machine, {words}"
     sampler.sample([HERE], [], 0)
     write(top, memory_pressure="some avg10=0 avg60=0 avg300=0 total=60000000")
