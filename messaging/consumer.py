@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 RETRY_EACH_S = 3.0
 REMIND_EACH = 20  # of these tries
-TICK_S = 0.5
+TICK_S = 1.0
 LOOK_AFTER_S = 5.0  # without a message
 ANSWERS_WITHIN_S = 1.0  # else it is looked at by hand: at each look that would fill the broker's log with connections
 RENEW_AFTER_S, RENEW_LATEST_S = 300.0, 3600.0  # of silence; twice as long each time that no message came after it

@@ -171,6 +171,13 @@ class Crew:
         for spare in self.spares()[: max(0, missing)]:
             spare.at_work = True
 
+    def start_first(self, alone_s: float) -> None:
+        """All but the backends behind the first, which follow once it is ready or that time is over: on few cores all at once
+        are all late."""
+        for place in [place for place in self._places if place.role.capacity][1:]:
+            place.start_at_s = time.monotonic() + alone_s
+        self.start_missing()
+
     def start_missing(self) -> None:
         """Fill the empty places whose pause is over."""
         for place in self._places:
@@ -289,9 +296,15 @@ class Crew:
                 self._on_alive(child, message)
             elif isinstance(message, Ready):
                 child.ready = message
+                self._start_the_others()
             elif isinstance(message, Unusable):
                 child.last_words = message
         return messages
+
+    def _start_the_others(self) -> None:
+        for place in self._places:
+            if place.child is None and not place.failures:
+                place.start_at_s = 0.0
 
     def _on_alive(self, child: Child, alive: Alive) -> None:
         child.unanswered_since_s, child.alive = None, alive

@@ -43,9 +43,12 @@ def run(arguments: list[str]) -> int:
         from supervision.check import check
 
         return check(settings)
+    from supervision.boot import boot
+
+    booted = boot(settings)
     from messaging.client import leave
     from supervision.node import Node
 
-    code = Node(settings).run()
+    code = Node(booted).run()
     logger.info("ended with exit code {}", int(code))
     leave(code)

@@ -55,6 +55,11 @@ class LocalLimit:
     def value(self) -> int:
         return self._most if self._state is None else self._state.limit
 
+    @property
+    def is_looking(self) -> bool:
+        """Whether `adjust` has something to do now and then."""
+        return self._sampler is not None
+
     def adjust(self, children: list[Child], in_flight: int) -> None:
         """Called each turn of the loop; looks at the machine once in SAMPLE_EACH_S, while a model is there."""
         if self._state is None or self._sampler is None or time.monotonic() - self._sampled_s < SAMPLE_EACH_S:

@@ -23,9 +23,9 @@ from messaging.handshake import QueueTrouble
 from messaging.publisher import Publish, Publisher
 from reporting.events import Events
 from status.status import Status
-from supervision.children import LONGEST_PAUSE_S, Child, Crew, Dead
+from supervision.boot import Booted
+from supervision.children import LONGEST_PAUSE_S, Child, Dead
 from supervision.dispatch import Dispatcher
-from supervision.embedded import with_broker
 from supervision.journal import Journal
 from supervision.ledger import Line
 from supervision.limit import LocalLimit
@@ -33,14 +33,14 @@ from supervision.mailbox import Mailbox
 from supervision.notify import Notifier
 from supervision.portrait import Portrait, kind_of_death
 from supervision.requests import Pushback, Requests
-from supervision.roles import BROKER, GATEWAY, backend_role, child_count, roles
+from supervision.roles import BROKER, GATEWAY, backend_role
 from supervision.trouble import QueueTroubles, Spell, UpstreamTrouble, as_reason
 from supervision.upstream import Upstream
 
 if TYPE_CHECKING:
     from config import Settings
 
-TICK_S = 0.5
+TICK_S, IDLE_TICK_S = 0.5, 1.0
 MOST_UNCONFIRMED = 1000  # ends that the queue has not taken: more would only be answered twice after a crash
 PROBE_EACH_S = 5.0  # while closed: is the oldest request past its time?
 PROBE_DELAY_S = 1.0
@@ -71,19 +71,12 @@ News = Signal | Confirmation | Notice
 class Node:
     """Owns the Pulsar client, the ledger, the children and the exit code."""
 
-    def __init__(self, settings: Settings) -> None:
-        options = None
-        if not settings.pulsar_url:
-            settings, options = with_broker(settings)
-        self._settings, self._has_broker = settings, options is not None
+    def __init__(self, booted: Booted) -> None:
+        settings = booted.settings
+        self._settings, self._has_broker, self._crew, self._selector = settings, booted.has_broker, booted.crew, booted.selector
         self._mailbox: Mailbox[News] = Mailbox()
-        self._selector = selectors.DefaultSelector()
         self._selector.register(self._mailbox.fd, selectors.EVENT_READ)
         dice = random.Random()
-        self._crew = Crew(
-            roles(settings, options), self._selector, dice,
-            at_work=child_count(settings), memory_limit_bytes=settings.child_memory_limit_mb << 20,
-        )  # fmt: skip
         self._consumer = Consumer(settings, self._mailbox.put, self._mailbox.wake)
         self._publisher = Publisher(self._consumer.client)
         journal = Journal(Path(settings.state_dir) if settings.state_dir else None, settings.request_ttl_s)
@@ -149,7 +142,7 @@ class Node:
         self._crew.flush()
         self._pace.in_flight = self._requests.ledger.in_hand()
         self._pace.rest()
-        timeout_s = TICK_S
+        timeout_s = IDLE_TICK_S if self._is_idle() else TICK_S
         if (next_start_s := self._crew.next_start_s()) is not None:
             timeout_s = min(timeout_s, max(0.0, next_start_s - time.monotonic()))
         if (next_change_s := self._upstream.next_change_s()) > 0:
@@ -274,6 +267,10 @@ class Node:
     def _most(self) -> int:
         """How many requests may be in flight now, whatever the upstream's budget says."""
         return min(self._settings.max_process_num, self._crew.capacity(), self._limit.value)
+
+    def _is_idle(self) -> bool:
+        """Nothing has a deadline that half a second matters to, and no model's machine is to be looked at."""
+        return not (len(self._requests.ledger) or self._is_draining() or self._limit.is_looking)
 
     def _is_closed(self) -> bool:
         """Nothing can be started for now; only what has expired is still received, to be refused in time."""

@@ -8,6 +8,8 @@ import pytest
 import config
 from errors import ExitCode
 from messaging.line import properties_of
+from supervision.boot import boot
+from supervision.children import Crew
 from supervision.node import Node
 from tests.real.processes import free_port
 
@@ -17,7 +19,7 @@ def settings(**variables: str) -> config.Settings:
 
 
 def test_a_bug_in_the_loop_ends_the_node_and_all_it_started(monkeypatch: pytest.MonkeyPatch) -> None:
-    node = Node(settings(PORT=str(free_port())))
+    node = Node(boot(settings(PORT=str(free_port()))))
     before = set(psutil.Process().children(recursive=True))
 
     def fails_once_all_are_ready() -> None:
@@ -41,14 +43,15 @@ def test_properties_that_are_no_text_count_as_none() -> None:
 
 
 def test_a_place_whose_process_cannot_be_started_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    node = Node(settings())
     tries = []
 
-    def none_to_be_had(role: object) -> None:
+    def none_to_be_had(crew: Crew, role: object) -> None:
         tries.append(role)
         raise OSError(11, "Resource temporarily unavailable")
 
-    monkeypatch.setattr(node._crew, "_spawn", none_to_be_had)
+    monkeypatch.setattr(Crew, "_spawn", none_to_be_had)
+    monkeypatch.setattr("supervision.boot.FIRST_ALONE_S", 0.0)
+    node = Node(boot(settings()))
     for _ in range(5):
         node._crew.start_missing()
     assert len(tries) == 2 * 2, "of each place: the first pause is none, the later ones grow"
