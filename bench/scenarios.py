@@ -56,7 +56,7 @@ def alone(stage: Stage, table: Table, length: Length) -> Iterator[Row]:
 
 def streams(stage: Stage, table: Table, length: Length) -> Iterator[Row]:
     """128 streams at once of 200 tokens, 50 a second, each token sent when it came."""
-    work = Work("mock?latency=200ms&gap=20ms&tokens=200", stream=True)
+    work = Work("mock?latency=200ms&gap=20ms&tokens=200", stream=True, slots=192)
     plan = length.plan(in_flight=128, warm_s=6.0, seconds=2.0 * length.seconds)  # each takes 4.2 s
     direct = stage.directly(work, plan)
     floor = stage.through_gateway(work, plan, floor=True)

@@ -324,9 +324,13 @@ class Crew:
     def flush(self) -> None:
         """Give each child all that it was sent since, in one piece: what wakes a process costs more than what it is told. Kills
         who takes nothing; has the selector wake for channels that are full, and for no others."""
+        is_full = False
         for child in self._children:
             if child.channel.has_unsent and child.closed_since_s is None:
                 self._push(child)
+                is_full = is_full or child.channel.has_unsent
+        if not (is_full or self._watched):
+            return
         wanted = {child.channel.write_fd for child in self._children if child.channel.has_unsent and child.can_be_told}
         for number in self._watched - wanted:
             self._selector.unregister(number)

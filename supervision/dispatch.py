@@ -29,6 +29,8 @@ class Dispatcher:
     def _refusals(self) -> None:
         """To any child that listens, whatever it has to do: a refusal needs no model."""
         ledger = self._requests.ledger
+        if not ledger.count_in(Line.REFUSAL):
+            return
         able = [child for child in self._crew.backends() if child.listens]
         while able and (entry := self._requests.next_for_child(Line.REFUSAL)) is not None:
             child = min(able, key=lambda c: ledger.load(c.number) - c.capacity)
@@ -62,6 +64,8 @@ class Dispatcher:
     def _tasks(self) -> None:
         """To the child with the most room."""
         ledger = self._requests.ledger
+        if not ledger.count_in(Line.TASK):
+            return
         able = [child for child in self._crew.backends() if child.capacity and not self._is_set_apart(child)]
         while able and (entry := self._requests.next_for_child(Line.TASK)) is not None:
             child = max(able, key=lambda c: c.capacity - ledger.load(c.number))

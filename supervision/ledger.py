@@ -86,6 +86,7 @@ class Ledger(Generic[Job]):
         self._aboard: dict[int, set[int]] = {}
         self._quarantined: set[int] = set()
         self._slots: dict[int, int] = {}
+        self._slots_in_use = 0
         self._settled_keys, self._answered_ids = _Memory(), _Memory()
         self._last_number = 0
         self.ended = self.given_back = 0
@@ -142,6 +143,7 @@ class Ledger(Generic[Job]):
         entry.state, entry.child, entry.has_slot = State.DISPATCHED, child, True
         self._aboard.setdefault(child, set()).add(entry.number)
         self._slots[child] = self._slots.get(child, 0) + 1
+        self._slots_in_use += 1
 
     def begin(self, number: int) -> None:
         """Its first output is about to go out."""
@@ -216,7 +218,7 @@ class Ledger(Generic[Job]):
 
     def in_hand(self) -> int:
         """Requests that hold a slot or wait for one; those that wait to run alone keep no others waiting."""
-        return sum(map(len, self._lines.values())) - self.count_in(Line.ALONE) + sum(self._slots.values())
+        return len(self._lines[Line.TASK]) + len(self._lines[Line.REFUSAL]) + self._slots_in_use
 
     def count_in(self, line: Line) -> int:
         return len(self._lines[line])
@@ -243,6 +245,7 @@ class Ledger(Generic[Job]):
         if entry.child is not None and entry.has_slot:
             entry.has_slot = False
             self._slots[entry.child] -= 1
+            self._slots_in_use -= 1
             if not self._slots[entry.child]:
                 del self._slots[entry.child]
 

@@ -32,11 +32,11 @@ class Mailbox(Generic[Item]):
             os.write(self._wake_fd, b"\0")
 
     def take(self) -> list[Item]:
-        with contextlib.suppress(BlockingIOError):
-            os.read(self.fd, 65536)
-        self._is_woken = False  # before the items: what is put from now on wakes anew
+        if self._is_woken:
+            with contextlib.suppress(BlockingIOError):  # it is about to be written
+                os.read(self.fd, 65536)
+            self._is_woken = False  # before the items: what is put from now on wakes anew
         items: list[Item] = []
-        with contextlib.suppress(queue.Empty):
-            while True:
-                items.append(self._items.get_nowait())
+        while not self._items.empty():  # nobody else takes any
+            items.append(self._items.get_nowait())
         return items

@@ -1,4 +1,5 @@
-"""The node's loop: wait, collect, bury and replace the dead, take from the queue, dispatch, adjust the limit."""
+"""The node's loop: wait, collect, take from the queue, dispatch; and, less often, bury and replace the dead, adjust the limit,
+look after the upstream, tell how it is."""
 
 from __future__ import annotations
 
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING
 from loguru import logger
 
 from errors import ExitCode
-from ipc.messages import Begun, Computed, FromChild, Outcome, Probed, Rates, Ready, Stop, Unusable
+from ipc.messages import Alive, Begun, Computed, FromChild, Outcome, Probed, Rates, Ready, Stop, Unusable
 from ipc.pace import Pace
 from messaging.client import close_in_time, leave
 from messaging.consumer import Consumer, Notice, ReceivingFailed
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from config import Settings
 
 TICK_S, IDLE_TICK_S = 0.5, 1.0
+CHORES_EACH_S = 0.02  # while requests come and go: what nothing waits for is done once for many of them
 MOST_UNCONFIRMED = 1000  # ends that the queue has not taken: more would only be answered twice after a crash
 PROBE_EACH_S = 5.0  # while closed: is the oldest request past its time?
 PROBE_DELAY_S = 1.0
@@ -95,6 +97,9 @@ class Node:
         self._next_probe_s = time.monotonic() + PROBE_EACH_S
         self._is_looping = False
         self._pace = Pace()
+        self._talk_fds: set[int] = set()  # whose news are of requests alone
+        self._chores_at_s = 0.0
+        self._has_new, self._are_chores_urgent = True, True  # since they were done
         self._drain_until_s: float | None = None
         self._is_cut_off = False
         self._cut_off: set[int] = set()  # children that were told to end in the middle of their work
@@ -109,19 +114,14 @@ class Node:
             self._consumer.start()
         try:
             while not self._is_drained():
-                self._crew.start_missing()
                 ready = self._wait()
                 self._read_mail()
                 self._collect(ready)
-                self._bury(ready)
-                self._crew.appoint()
-                self._probe()
+                if self._are_chores_due(ready):
+                    self._do_chores(ready)
                 self._receive()
-                self._limit.adjust(self._crew.children(), self._requests.ledger.in_hand())
                 self._dispatcher.run()
-                self._retire()
                 self._ask_for_more()
-                self._tell()
             self._end()
         except SecondSignal as second:
             self._crew.kill_all()
@@ -137,30 +137,56 @@ class Node:
     # the loop's steps
 
     def _wait(self) -> set[int]:
-        """Until something happens, a tick at most: pauses, leases and deadlines are looked at each turn. Returns the
-        descriptors that have something."""
+        """Until something happens, a tick at most, or until chores are due. Returns the descriptors that have something."""
         self._crew.flush()
         self._pace.in_flight = self._requests.ledger.in_hand()
         self._pace.rest()
-        timeout_s = IDLE_TICK_S if self._is_idle() else TICK_S
+        timeout_s = self._until_chores_s()
         if (next_start_s := self._crew.next_start_s()) is not None:
             timeout_s = min(timeout_s, max(0.0, next_start_s - time.monotonic()))
         if (next_change_s := self._upstream.next_change_s()) > 0:
             timeout_s = min(timeout_s, next_change_s)
         return {key.fd for key, _ in self._selector.select(timeout_s)}
 
+    def _until_chores_s(self) -> float:
+        if self._has_new:
+            return max(0.0, self._chores_at_s + CHORES_EACH_S - time.monotonic())
+        return IDLE_TICK_S if self._is_idle() else TICK_S
+
+    def _are_chores_due(self, ready: set[int]) -> bool:
+        """They are at once where it is more than talk of requests that has come."""
+        self._has_new = True
+        is_talk = ready <= self._talk_fds
+        return not is_talk or self._are_chores_urgent or time.monotonic() >= self._chores_at_s + CHORES_EACH_S or self._is_draining()
+
+    def _do_chores(self, ready: set[int]) -> None:
+        self._chores_at_s, self._has_new, self._are_chores_urgent = time.monotonic(), False, False
+        self._crew.start_missing()
+        self._bury(ready)
+        self._crew.appoint()
+        self._probe()
+        self._limit.adjust(self._crew.children(), self._requests.ledger.in_hand())
+        self._retire()
+        self._tell()
+        self._talk_fds = {self._mailbox.fd, *(child.channel.read_fd for child in self._crew.children() if child.can_be_told)}
+
     def _read_mail(self) -> None:
         for news in self._mailbox.take():
             if isinstance(news, Confirmation):
                 news.then()
-            elif isinstance(news, Signal):
-                self._on_signal(news.number)
-            elif isinstance(news, QueueTrouble):
-                self._on_queue_trouble(news)
-            elif isinstance(news, ReceivingFailed):
-                raise RuntimeError(f"nothing can be received any more: {news.message}")
             else:
-                self._queue_troubles.over(time.monotonic(), f"subscribed at {self._settings.pulsar_url}")
+                self._are_chores_urgent = True
+                self._read_notice(news)
+
+    def _read_notice(self, news: Signal | Notice) -> None:
+        if isinstance(news, Signal):
+            self._on_signal(news.number)
+        elif isinstance(news, QueueTrouble):
+            self._on_queue_trouble(news)
+        elif isinstance(news, ReceivingFailed):
+            raise RuntimeError(f"nothing can be received any more: {news.message}")
+        else:
+            self._queue_troubles.over(time.monotonic(), f"subscribed at {self._settings.pulsar_url}")
 
     def _collect(self, ready: set[int]) -> None:
         for child, message in self._crew.collect(ready):
@@ -311,6 +337,7 @@ class Node:
             self._upstream.ended(message)
             pushback = self._requests.ended(message)
             if pushback is not None:
+                self._are_chores_urgent = True
                 self._on_pushback(pushback)
             elif message.end == "retry":
                 self._retries.meet(str((message.error or {}).get("message")), time.monotonic())
@@ -321,11 +348,17 @@ class Node:
             self._requests.begun(message.number)
         elif isinstance(message, Computed):
             self._requests.computed(message.number)
-        elif isinstance(message, Probed):
-            self._trouble.heard(message, time.monotonic())
-            self._stop_if_hopeless()
         elif isinstance(message, Rates):
             self._upstream.told(message)
+        elif not isinstance(message, Alive):
+            self._are_chores_urgent = True
+            self._hear_news(child, message)
+
+    def _hear_news(self, child: Child, message: FromChild) -> None:
+        """Of the child itself, or of the upstream."""
+        if isinstance(message, Probed):
+            self._trouble.heard(message, time.monotonic())
+            self._stop_if_hopeless()
         elif isinstance(message, Ready):
             room = f", {message.slots} slots" if message.slots else ""
             logger.info("{} is ready after {:.1f} s{}", child.role.name, time.monotonic() - child.born_s, room)
