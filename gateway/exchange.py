@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import math
 
@@ -9,6 +10,7 @@ import msgspec
 from loguru import logger
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
+from uvicorn.protocols.http.flow_control import FlowControl
 
 from errors import http_status
 from gateway import links
@@ -115,7 +117,7 @@ class Exchange(Response):
             await self._publish()
             frames = await waiter.take(self._gateway.timeout_s)
             if self._stream and frames[0].error is None:
-                await self._send_stream(waiter, frames, send)
+                await self._send_stream(waiter, frames, scope["state"]["connection"].flow, send)
                 return
             response = self._whole(await self._to_the_end(waiter, frames))
         except Problem as problem:
@@ -151,7 +153,7 @@ class Exchange(Response):
         status = 200 if frame.error is None else http_status(frame.error)
         return Response(frame.data, status, media_type="application/json")
 
-    async def _send_stream(self, waiter: Waiter, frames: list[Frame], send: Send) -> None:
+    async def _send_stream(self, waiter: Waiter, frames: list[Frame], flow: FlowControl, send: Send) -> None:
         headers = [
             (b"content-type", b"text/event-stream; charset=utf-8"),
             (b"cache-control", b"no-cache"),
@@ -161,6 +163,7 @@ class Exchange(Response):
         self._gateway.models.saw(self._model)
         self._has_started = True
         await send({"type": "http.response.start", "status": 200, "headers": headers})
+        waiter.relay = lambda frame: not flow.write_paused and _sent_at_once(send, as_events(frame))
         while True:
             await send({"type": "http.response.body", "body": b"".join(map(as_events, frames)), "more_body": not frames[-1].end})
             if frames[-1].end:
@@ -169,15 +172,28 @@ class Exchange(Response):
 
     async def _next(self, waiter: Waiter, send: Send) -> list[Frame]:
         """The next frames; an error where none come for `timeout_s`. A comment each `keep_alive_s` holds proxies open."""
-        silent_s = 0.0
-        while silent_s < self._gateway.timeout_s:
-            wait_s = min(self._gateway.keep_alive_s, self._gateway.timeout_s - silent_s)
+        now_s = asyncio.get_running_loop().time
+        began_s = commented_s = now_s()
+        while (left_s := max(began_s, waiter.relayed_at_s) + self._gateway.timeout_s - now_s()) > 0:
+            quiet_until_s = max(commented_s, waiter.relayed_at_s) + self._gateway.keep_alive_s
             try:
-                return await waiter.take(wait_s)
+                return await waiter.take(max(0.0, min(left_s, quiet_until_s - now_s())))
             except TimeoutError:
-                silent_s += wait_s
-            await send({"type": "http.response.body", "body": _KEEP_ALIVE, "more_body": True})
+                pass
+            if now_s() >= max(commented_s, waiter.relayed_at_s) + self._gateway.keep_alive_s:
+                await send({"type": "http.response.body", "body": _KEEP_ALIVE, "more_body": True})
+                commented_s = now_s()
         return [timeout(f"The stream was silent for {self._gateway.timeout_s:g} s.").frame()]
+
+
+def _sent_at_once(send: Send, events: bytes) -> bool:
+    """Without a task: where writing is not paused, the server's `send` waits for nothing."""
+    sending = send({"type": "http.response.body", "body": events, "more_body": True})
+    try:
+        sending.send(None)  # type: ignore[attr-defined]  # a coroutine, as the server's and any middleware's are
+    except StopIteration:
+        return True
+    raise RuntimeError("the server waits though its connection takes more")
 
 
 def as_events(frame: Frame) -> bytes:

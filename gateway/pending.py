@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import math
 import time
 from collections.abc import Callable, Iterator
 from typing import Any, Literal, Protocol
@@ -45,6 +46,8 @@ class Waiter:
 
     link, attempt: whose the request is, where a link has begun it; has_output: something of an answer has come.
     drop: closes the requester's connection; called once, where it reads too slowly.
+    relay: where one is set, it passes a frame on at once while `take` waits: to wake who takes for each token costs more than
+    the token. It says whether it could; relayed_at_s: when it last did (the loop's time).
     """
 
     def __init__(
@@ -55,6 +58,8 @@ class Waiter:
         self.attempt = 0
         self.has_output = self.gone = False
         self.buffered_bytes = 0
+        self.relay: Callable[[Frame], bool] | None = None
+        self.relayed_at_s = -math.inf
         self._drop = drop
         self._limit_bytes = limit_bytes
         self._frames: list[Frame] = []
@@ -62,6 +67,9 @@ class Waiter:
 
     def put(self, frame: Frame) -> bool:
         """False, and the requester is dropped, where its buffer is full. One frame alone may be of any size."""
+        if self.relay is not None and self._is_awaited and not frame.end and self.relay(frame):
+            self.relayed_at_s = asyncio.get_running_loop().time()
+            return True
         if self._frames and self.buffered_bytes + frame.size_bytes > self._limit_bytes:
             self._drop()  # first, so that the connection is known to be lost when who takes wakes up
             self.leave()
@@ -100,6 +108,11 @@ class Waiter:
             self._awaited = None
         if not self._frames and not self.gone:
             raise TimeoutError
+
+    @property
+    def _is_awaited(self) -> bool:
+        """Who takes has nothing in hand, and nothing to come to."""
+        return self._awaited is not None and not self._awaited.done()
 
     def _wake(self) -> None:
         if self._awaited is not None and not self._awaited.done():

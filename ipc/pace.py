@@ -31,6 +31,6 @@ class Pace:
     def rest(self) -> None:
         """Behind a turn. Blocks the loop, for less than TURN_EACH_S."""
         self._rests_soon = False
-        if self.in_flight >= BUSY_FROM:
-            time.sleep(max(0.0, self._turned_s + TURN_EACH_S - time.monotonic()))
+        if self.in_flight >= BUSY_FROM and (left_s := self._turned_s + TURN_EACH_S - time.monotonic()) > 0:
+            time.sleep(left_s)
         self._turned_s = time.monotonic()

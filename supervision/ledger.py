@@ -34,6 +34,8 @@ class State(enum.Enum):
 class Line(enum.Enum):
     """What a waiting request waits for."""
 
+    __hash__ = object.__hash__  # looked up many times for each request; enum's own is slow
+
     REFUSAL = "refusal"  # any child that listens: its final error is decided
     ALONE = "alone"  # a child that has nothing else, as it may be what killed two before
     TASK = "task"  # a slot
@@ -215,6 +217,9 @@ class Ledger(Generic[Job]):
 
     def waiting(self) -> list[Entry[Job]]:
         return [entry for line in self._lines.values() for entry in line.values()]
+
+    def has_waiting(self) -> bool:
+        return any(self._lines.values())
 
     def in_hand(self) -> int:
         """Requests that hold a slot or wait for one; those that wait to run alone keep no others waiting."""

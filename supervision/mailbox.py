@@ -24,6 +24,10 @@ class Mailbox(Generic[Item]):
         self._items.put(item)
         self.wake()
 
+    def leave(self, item: Item) -> None:
+        """It is found by the next `take`, whenever that is."""
+        self._items.put(item)
+
     def wake(self) -> None:
         if self._is_woken:
             return

@@ -42,7 +42,8 @@ if TYPE_CHECKING:
     from config import Settings
 
 TICK_S, IDLE_TICK_S = 0.5, 1.0
-CHORES_EACH_S = 0.02  # while requests come and go: what nothing waits for is done once for many of them
+CHORES_EACH_S = 0.1  # while requests come and go: what nothing waits for is done once for many of them
+CONFIRMED_EACH_S = 0.02  # to wake for each confirmation would cost more than what it brings
 MOST_UNCONFIRMED = 1000  # ends that the queue has not taken: more would only be answered twice after a crash
 PROBE_EACH_S = 5.0  # while closed: is the oldest request past its time?
 PROBE_DELAY_S = 1.0
@@ -99,6 +100,7 @@ class Node:
         self._pace = Pace()
         self._talk_fds: set[int] = set()  # whose news are of requests alone
         self._chores_at_s = 0.0
+        self._unconfirmed = 0  # publishes
         self._has_new, self._are_chores_urgent = True, True  # since they were done
         self._drain_until_s: float | None = None
         self._is_cut_off = False
@@ -144,13 +146,17 @@ class Node:
         timeout_s = self._until_chores_s()
         if (next_start_s := self._crew.next_start_s()) is not None:
             timeout_s = min(timeout_s, max(0.0, next_start_s - time.monotonic()))
+            self._are_chores_urgent = self._are_chores_urgent or not timeout_s
         if (next_change_s := self._upstream.next_change_s()) > 0:
             timeout_s = min(timeout_s, next_change_s)
         return {key.fd for key, _ in self._selector.select(timeout_s)}
 
     def _until_chores_s(self) -> float:
         if self._has_new:
-            return max(0.0, self._chores_at_s + CHORES_EACH_S - time.monotonic())
+            chores_s = max(0.0, self._chores_at_s + CHORES_EACH_S - time.monotonic())
+            return min(chores_s, CONFIRMED_EACH_S) if self._unconfirmed else chores_s
+        if self._unconfirmed:
+            return CONFIRMED_EACH_S
         return IDLE_TICK_S if self._is_idle() else TICK_S
 
     def _are_chores_due(self, ready: set[int]) -> bool:
@@ -173,6 +179,7 @@ class Node:
     def _read_mail(self) -> None:
         for news in self._mailbox.take():
             if isinstance(news, Confirmation):
+                self._unconfirmed -= 1
                 news.then()
             else:
                 self._are_chores_urgent = True
@@ -247,6 +254,8 @@ class Node:
     def _receive(self) -> None:
         for received in self._consumer.take():
             self._requests.arrive(received)
+        if not self._requests.ledger.has_waiting():
+            return
         if self._is_draining():
             given_back = self._requests.give_back_waiting()
             if given_back:
@@ -459,7 +468,8 @@ class Node:
         leave(128 + number)
 
     def _publish(self, publish: Publish, confirmed: Callable[[], None]) -> None:
-        self._publisher.publish(publish, lambda: self._mailbox.put(Confirmation(confirmed)))
+        self._unconfirmed += 1
+        self._publisher.publish(publish, lambda: self._mailbox.leave(Confirmation(confirmed)))
 
 
 class SecondSignal(Exception):

@@ -52,6 +52,34 @@ def test_leaving_wakes_who_takes() -> None:
     asyncio.run(leave())
 
 
+def test_a_relay_takes_only_what_nothing_is_to_come_before() -> None:
+    async def relayed() -> None:
+        waits, passed, can = waiter(), [], [True]
+
+        def relay(frame: Frame) -> bool:
+            if can[0]:
+                passed.append(frame.data)
+            return can[0]
+
+        waits.relay = relay
+        assert waits.put(Frame(b"0", False)) and not passed, "nobody takes yet, who may have something in hand"
+        assert [frame.data for frame in await waits.take(1)] == [b"0"]
+        taking = asyncio.create_task(waits.take(10))
+        await asyncio.sleep(0)
+        assert waits.put(Frame(b"1", False)) and passed == [b"1"] and waits.relayed_at_s > 0
+        can[0] = False
+        assert waits.put(Frame(b"2", False))
+        can[0] = True  # the connection takes more again, before who takes has come to write what waits
+        assert waits.put(Frame(b"3", False)) and passed == [b"1"]
+        assert [frame.data for frame in await taking] == [b"2", b"3"]
+        taking = asyncio.create_task(waits.take(10))
+        await asyncio.sleep(0)
+        assert waits.put(Frame(b"4", True)) and passed == [b"1"], "the end is told by who takes"
+        assert [frame.end for frame in await taking] == [True]
+
+    asyncio.run(relayed())
+
+
 def test_an_id_leaves_with_its_end() -> None:
     pending, waits = Pending(), waiter()
     pending.add(waits)

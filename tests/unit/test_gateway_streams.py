@@ -151,7 +151,7 @@ def test_silence_is_filled_with_comments_and_ends_in_a_timeout() -> None:
         waiting = bench.ask(stream=True)
         node.send(frame(bench.queue.next(), chunk("Pa")))
         raw = waiting.result().data
-        assert raw.count(b": keep-alive\n\n") == 4
+        assert raw.count(b": keep-alive\n\n") == 3
         assert json.loads(events(raw)[-1])["error"]["code"] == "timeout"
         until(lambda: len(bench.gateway.pending) == 0, "nothing is pending")
 
