@@ -31,7 +31,6 @@ from supervision.journal import Journal
 from supervision.ledger import Line
 from supervision.limit import LocalLimit
 from supervision.mailbox import Mailbox
-from supervision.notify import Notifier
 from supervision.portrait import Portrait, kind_of_death
 from supervision.requests import Pushback, Requests
 from supervision.roles import BROKER, GATEWAY, backend_role
@@ -89,7 +88,7 @@ class Node:
         self._upstream = Upstream(settings, dice)
         self._dispatcher = Dispatcher(self._crew, self._requests, self._upstream)
         self._portrait = Portrait(settings, self._crew, self._requests, self._limit, self._upstream, self._publisher)
-        self._notifier = Notifier()
+        self._notifier = booted.notifier
         self._events = Events(settings)
         self._queue_troubles = QueueTroubles(self._events)
         self._retries = Spell("attempts fail and are made again: {message}", "no attempt fails any more; {count} did, over {lasted_s} s")
