@@ -61,6 +61,7 @@ def _one_life(stage: Stage, times: Times) -> None:
     model, port = new_model(), free_port()
     node = stage.node(model, Work(variables={"STATUS_PORT": str(port)}))
     with Requester() as requester, Topics(stage.broker.url, model, f"res-{model}") as topics, ExitStack() as stack:
+        topics.open()
         times.floor.append(_seconds_of_floor(stage, model))
         stack.push(node)
         times.ready.append(_seconds_until_ready(node, port))

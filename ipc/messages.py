@@ -13,7 +13,8 @@ import msgspec
 
 class Task(msgspec.Struct, frozen=True, tag="task"):
     """Supervisor → child: compute this request and answer it. `number` names it on this channel; `link`: the address of
-    the link that its gateway offers (docs/api.md), `traceparent`: for the upstream; "" where there is none."""
+    the link that its gateway offers (docs/api.md), `traceparent`: for the upstream; "" where there is none. is_last: it took
+    the last slot, so that others wait for it to be Computed."""
 
     number: int
     request_id: str
@@ -25,6 +26,7 @@ class Task(msgspec.Struct, frozen=True, tag="task"):
     attempt: int
     link: str = ""
     traceparent: str = ""
+    is_last: bool = False
 
 
 class Refuse(msgspec.Struct, frozen=True, tag="refuse"):
@@ -87,7 +89,7 @@ class Begun(msgspec.Struct, frozen=True, tag="begun"):
 
 
 class Computed(msgspec.Struct, frozen=True, tag="computed"):
-    """Child → supervisor: the model's work is done, only the delivery is still tried: the slot is free."""
+    """Child → supervisor: the model's work is done, only the delivery is not: the slot is free."""
 
     number: int
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from loguru import logger
 
 from ipc.messages import Task
@@ -12,8 +14,10 @@ from supervision.upstream import Upstream
 
 
 class Dispatcher:
-    def __init__(self, crew: Crew, requests: Requests, upstream: Upstream) -> None:
-        self._crew, self._requests, self._upstream = crew, requests, upstream
+    """most: how many requests may be in flight now."""
+
+    def __init__(self, crew: Crew, requests: Requests, upstream: Upstream, most: Callable[[], int]) -> None:
+        self._crew, self._requests, self._upstream, self._most = crew, requests, upstream, most
         self._reserved: int | None = None  # a child that is to have nothing else, for a request that runs alone
 
     def run(self) -> None:
@@ -48,7 +52,8 @@ class Dispatcher:
         self._reserved = None  # the request that it was for may have been given back meanwhile
 
     def _send_task(self, child: Child, entry: Entry[Job]) -> None:
-        message = self._requests.board(entry, child.number)
+        is_last = self._requests.ledger.in_hand() >= self._most()
+        message = self._requests.board(entry, child.number, is_last=is_last)
         if isinstance(message, Task):
             self._upstream.dispatched(message)
         self._crew.send(child, message)

@@ -40,7 +40,7 @@ from supervision.upstream import Upstream
 if TYPE_CHECKING:
     from config import Settings
 
-TICK_S, IDLE_TICK_S = 0.5, 1.0
+TICK_S, IDLE_TICK_S = 0.5, 2.0
 CHORES_EACH_S = 0.1  # while requests come and go: what nothing waits for is done once for many of them
 CONFIRMED_EACH_S = 0.02  # to wake for each confirmation would cost more than what it brings
 MOST_UNCONFIRMED = 1000  # ends that the queue has not taken: more would only be answered twice after a crash
@@ -86,7 +86,7 @@ class Node:
         self._requests = Requests(settings, self._publish, self._consumer.acknowledge, dice, journal, self._status)
         self._limit = LocalLimit(settings)
         self._upstream = Upstream(settings, dice)
-        self._dispatcher = Dispatcher(self._crew, self._requests, self._upstream)
+        self._dispatcher = Dispatcher(self._crew, self._requests, self._upstream, self._most)
         self._portrait = Portrait(settings, self._crew, self._requests, self._limit, self._upstream, self._publisher)
         self._notifier = booted.notifier
         self._events = Events(settings)

@@ -150,8 +150,8 @@ class Requests:
             self._give_up(entry, self._expired_error(history))
         return None
 
-    def board(self, entry: Entry[Job], child: int) -> Task | Refuse:
-        """Note that it is the child's now; the message to send."""
+    def board(self, entry: Entry[Job], child: int, *, is_last: bool = False) -> Task | Refuse:
+        """Note that it is the child's now; the message to send. is_last: no slot is left behind it."""
         self.ledger.dispatch(entry, child)
         job, request = entry.job, entry.job.request
         job.dispatched_ms = _now_ms()
@@ -163,7 +163,7 @@ class Requests:
             return Refuse(*common, job.refusal, job.received_at_s, deadline_at_s, history.attempt, link)
         self._journal.dispatched(entry.request_id or "", history.attempt, history.deaths)
         trace = traceparent_of(request)
-        return Task(*common, bytes(request.data), job.received_at_s, deadline_at_s, history.attempt, link, trace)
+        return Task(*common, bytes(request.data), job.received_at_s, deadline_at_s, history.attempt, link, trace, is_last)
 
     # coming back
 

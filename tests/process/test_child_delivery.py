@@ -171,6 +171,13 @@ def test_an_endpoint_that_comes_back(upstream: Upstream, child: Backends, reques
 
 
 @pytest.mark.parametrize("stream", [True, False], ids=["stream", "whole"])
+def test_the_last_slot_is_free_before_the_answer_is_delivered(child: Backends, requester: Requester, stream: bool) -> None:
+    asked = msgspec.structs.replace(task(requester, stream=stream), is_last=True)
+    assert child.run(asked).end == "answered"
+    assert said(child, asked.number) == [*(["Begun"] if stream else []), "Computed", "Outcome"]
+
+
+@pytest.mark.parametrize("stream", [True, False], ids=["stream", "whole"])
 def test_an_endpoint_that_stays_away(child: Backends, requester: Requester, stream: bool) -> None:
     requester.stop()
     asked = task(requester, stream=stream, ttl_s=1.2)

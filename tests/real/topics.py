@@ -29,11 +29,15 @@ class Topics:
 
     def publish(self, payload: bytes | dict[str, Any], *, batch: bool = False, properties: dict[str, str] | None = None) -> None:
         """In batches, as the existing service's client does, or by itself. Confirmed with `flush`."""
+        self.open(batch=batch)
+        data = payload if isinstance(payload, bytes) else json.dumps(payload).encode()
+        self._producers[batch].send_async(data, lambda result, _: None, properties=properties)
+
+    def open(self, *, batch: bool = False) -> None:
+        """The producer, which takes some milliseconds."""
         if batch not in self._producers:
             options = {"batching_enabled": True, "batching_max_messages": 20, "batching_max_publish_delay_ms": 100} if batch else {}
             self._producers[batch] = self._client.create_producer(request_topic(self.model), **options)
-        data = payload if isinstance(payload, bytes) else json.dumps(payload).encode()
-        self._producers[batch].send_async(data, lambda result, _: None, properties=properties)
 
     def flush(self) -> None:
         for producer in self._producers.values():
