@@ -12,6 +12,7 @@ import time
 
 BUSY_FROM = 16  # in flight
 TURN_EACH_S = 0.003
+PASSES = 4  # of the event loop behind what was sent, before it rests: what has come wakes tasks, and these wake others
 
 
 class Pace:
@@ -23,10 +24,16 @@ class Pace:
         self._rests_soon = False
 
     def rest_soon(self) -> None:
-        """Once, behind this turn of the loop, whoever asks for it."""
+        """Once what this turn of the loop has begun is done, whoever asks for it."""
         if not self._rests_soon:
             self._rests_soon = True
-            asyncio.get_running_loop().call_soon(self.rest)
+            self._pass(PASSES)
+
+    def _pass(self, left: int) -> None:
+        if left:
+            asyncio.get_running_loop().call_soon(self._pass, left - 1)
+        else:
+            self.rest()
 
     def rest(self) -> None:
         """Behind a turn. Blocks the loop, for less than TURN_EACH_S."""
