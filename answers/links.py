@@ -238,7 +238,7 @@ class Links:
     def __init__(self, dialer: Dialer, cancelled: Callable[[str], None]) -> None:
         self._dialer, self._cancelled = dialer, cancelled
         self._places: dict[str, _Place] = {}
-        self._pace = Pace()
+        self.pace = Pace()
 
     async def to(self, address: str) -> Link:
         """The link to there; whoever asks first connects. Raises NoWebSocket where none is offered, NotDelivered."""
@@ -255,7 +255,7 @@ class Links:
 
     async def _connected(self, address: str, place: _Place) -> Link:
         try:
-            return Link(await open_socket(websocket_url(address), self._dialer), self._cancelled, self._pace)
+            return Link(await open_socket(websocket_url(address), self._dialer), self._cancelled, self.pace)
         except ValueError as error:  # no address at all
             place.why, passing_s = NoWebSocket(f"{address!r}: {error}"), NOT_OFFERED_FOR_S
         except NotDelivered as error:

@@ -71,6 +71,7 @@ class Child:
         self._aboard = Aboard()
         self._aboard.lease.is_cut = self._channel.is_cut
         couriers = Couriers(room, settings.ca_bundle or None, self._aboard.cancel, Allowed(settings.allowed_endpoints))
+        couriers.links.pace.ends_with(end.read_fd)
         self._worker = Worker(settings, backend, couriers, self._channel, LateDeliveries(), self._aboard)
         self._renew()
         self._loop.call_at(self._aboard.lease.until_s, self._look_at_lease)

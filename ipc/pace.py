@@ -1,4 +1,4 @@
-"""The pace of a busy loop: what comes within two milliseconds is worked on together.
+"""The pace of a busy loop: what comes within some milliseconds is worked on together.
 
 A process that is woken for each token of a hundred streams works with cold caches, and pays four times what the tokens cost
 when they come at once. So a loop with much in flight rests a little behind each turn that sent something; one with little in
@@ -8,10 +8,12 @@ flight never does.
 from __future__ import annotations
 
 import asyncio
+import select
 import time
 
 BUSY_FROM = 16  # in flight
 TURN_EACH_S = 0.003
+SELECTABLE_BELOW = 1024  # select(2); poll(2) knows only whole milliseconds
 PASSES = 4  # of the event loop behind what was sent, before it rests: what has come wakes tasks, and these wake others
 
 
@@ -22,6 +24,12 @@ class Pace:
         self.in_flight = 0
         self._turned_s = 0.0
         self._rests_soon = False
+        self._ending_fds: list[int] = []
+
+    def ends_with(self, fd: int) -> None:
+        """What comes there ends a rest: new requests, whose first token somebody waits for."""
+        if fd < SELECTABLE_BELOW:
+            self._ending_fds = [fd]
 
     def rest_soon(self) -> None:
         """Once what this turn of the loop has begun is done, whoever asks for it."""
@@ -39,5 +47,5 @@ class Pace:
         """Behind a turn. Blocks the loop, for less than TURN_EACH_S."""
         self._rests_soon = False
         if self.in_flight >= BUSY_FROM and (left_s := self._turned_s + TURN_EACH_S - time.monotonic()) > 0:
-            time.sleep(left_s)
+            select.select(self._ending_fds, [], [], left_s)
         self._turned_s = time.monotonic()

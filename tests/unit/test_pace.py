@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
 import time
 
 from ipc.pace import BUSY_FROM, TURN_EACH_S, Pace
@@ -33,3 +35,44 @@ def test_who_comes_late_does_not_rest_for_that() -> None:
     pace.rest()
     time.sleep(2 * TURN_EACH_S)
     assert took_s(pace, 1) < TURN_EACH_S
+
+
+def test_what_has_come_is_passed_on_first() -> None:
+    """Through tasks that wake each other, as a request does on its way to the upstream."""
+
+    async def go() -> tuple[float, float]:
+        pace, loop = Pace(), asyncio.get_running_loop()
+        pace.in_flight = BUSY_FROM
+        pace.rest()
+        began_s = time.monotonic()
+        pace.rest_soon()
+        first, second = loop.create_future(), loop.create_future()
+
+        async def passes_on() -> None:
+            await first
+            second.set_result(time.monotonic())
+
+        waiting = asyncio.create_task(passes_on())
+        await asyncio.sleep(0)
+        first.set_result(None)
+        passed_s = await second
+        await waiting
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        return passed_s - began_s, time.monotonic() - began_s
+
+    passed_s, rested_s = asyncio.run(go())
+    assert passed_s < TURN_EACH_S / 2 < TURN_EACH_S * 0.9 < rested_s
+
+
+def test_a_message_ends_a_rest() -> None:
+    pace = Pace()
+    pace.in_flight = BUSY_FROM
+    reading, writing = os.pipe()
+    pace.ends_with(reading)
+    pace.rest()
+    assert took_s(pace, 1) > TURN_EACH_S * 0.5, "nothing has come"
+    os.write(writing, b"x")
+    assert took_s(pace, 1) < TURN_EACH_S * 0.5
+    os.close(reading)
+    os.close(writing)
