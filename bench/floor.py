@@ -10,8 +10,10 @@ from __future__ import annotations
 import argparse
 import asyncio
 import base64
+import collections
 import json
 import os
+import socket
 import struct
 import threading
 from collections.abc import Callable
@@ -27,6 +29,7 @@ from backends.demo import ANSWER
 from bench.client import quiet_client
 from messaging.topics import request_topic, subscription
 
+NUMBER, FRAME = struct.Struct("!I"), struct.Struct("!II")
 RECORD = json.dumps({"a usage record": "x" * 900}).encode()
 DEMO_MESSAGE = {"role": "assistant", "content": ANSWER}
 DEMO = json.dumps({"object": "chat.completion", "choices": [{"index": 0, "message": DEMO_MESSAGE, "finish_reason": "stop"}]}).encode()
@@ -116,39 +119,15 @@ def _length(count: int) -> bytes:
     return struct.pack("!BH", 128 | 126, count) if count < 1 << 16 else struct.pack("!BQ", 128 | 127, count)
 
 
-class Floor:
-    def __init__(self, url: str, model: str, at_once: int, upstream: str) -> None:
-        client = quiet_client(url)
-        self._consumer = client.subscribe(
-            request_topic(model), subscription(model), consumer_type=pulsar.ConsumerType.Shared,
-            initial_position=pulsar.InitialPosition.Earliest, receiver_queue_size=at_once,
-        )  # fmt: skip
-        self._records = client.create_producer(
-            f"records-of-{model}", batching_enabled=True, batching_max_publish_delay_ms=5, block_if_queue_full=True
-        )
-        self._upstream, self._at_once = f"{upstream}/v1/chat/completions" if upstream else "", at_once
+class Answers:
+    """A request's answer, by what the floor asks and tells."""
+
+    def __init__(self, upstream: str) -> None:
+        self._upstream = f"{upstream}/v1/chat/completions" if upstream else ""
         self._rested: dict[str, list[Call]] = {}
         self._links: dict[str, asyncio.Future[Link]] = {}
-        self._received: asyncio.Queue[pulsar.Message] = asyncio.Queue()
 
-    async def run(self) -> None:
-        threading.Thread(target=self._receive, args=(asyncio.get_running_loop(),), daemon=True).start()
-        async with asyncio.TaskGroup() as group:
-            for _ in range(self._at_once):
-                group.create_task(self._work())
-
-    def _receive(self, loop: asyncio.AbstractEventLoop) -> None:
-        while True:
-            loop.call_soon_threadsafe(self._received.put_nowait, self._consumer.receive())
-
-    async def _work(self) -> None:
-        while True:
-            message = await self._received.get()
-            await self._answer(msgspec.json.decode(message.data(), type=Envelope))
-            self._records.send_async(RECORD, lambda result, _: None)
-            self._consumer.acknowledge(message)
-
-    async def _answer(self, request: Envelope) -> None:
+    async def answer(self, request: Envelope) -> None:
         identifier = msgspec.json.encode(request.request_id)
         head = b'{"request_id":' + identifier
         if not request.link:
@@ -194,6 +173,102 @@ class Floor:
         return await asyncio.shield(self._links[url])
 
 
+class Queue:
+    """The floor's side of the broker."""
+
+    def __init__(self, url: str, model: str, at_once: int) -> None:
+        client = quiet_client(url)
+        self._consumer = client.subscribe(
+            request_topic(model), subscription(model), consumer_type=pulsar.ConsumerType.Shared,
+            initial_position=pulsar.InitialPosition.Earliest, receiver_queue_size=at_once,
+        )  # fmt: skip
+        self._records = client.create_producer(
+            f"records-of-{model}", batching_enabled=True, batching_max_publish_delay_ms=5, block_if_queue_full=True
+        )
+
+    def receive(self, take: Callable[[pulsar.Message], None]) -> None:
+        """From now on, by a thread of its own; `take` runs on the loop."""
+        threading.Thread(target=self._receive, args=(asyncio.get_running_loop(), take), daemon=True).start()
+
+    def _receive(self, loop: asyncio.AbstractEventLoop, take: Callable[[pulsar.Message], None]) -> None:
+        while True:
+            loop.call_soon_threadsafe(take, self._consumer.receive())
+
+    def end(self, message: pulsar.Message) -> None:
+        self._records.send_async(RECORD, lambda result, _: None)
+        self._consumer.acknowledge(message)
+
+
+class Floor:
+    def __init__(self, queue: Queue, answers: Answers, at_once: int) -> None:
+        self._queue, self._answers, self._at_once = queue, answers, at_once
+        self._received: asyncio.Queue[pulsar.Message] = asyncio.Queue()
+
+    async def run(self) -> None:
+        self._queue.receive(self._received.put_nowait)
+        async with asyncio.TaskGroup() as group:
+            for _ in range(self._at_once):
+                group.create_task(self._work())
+
+    async def _work(self) -> None:
+        while True:
+            message = await self._received.get()
+            await self._answers.answer(msgspec.json.decode(message.data(), type=Envelope))
+            self._queue.end(message)
+
+
+class Receiving(Wire):
+    """The floor in two processes, as a node keeps the queue's client and the model's apart: this one receives, hands each request
+    over, and hears its number once it is answered."""
+
+    def __init__(self, queue: Queue, at_once: int) -> None:
+        self._queue, self._room = queue, at_once
+        self._waiting: collections.deque[pulsar.Message] = collections.deque()
+        self._open: dict[int, pulsar.Message] = {}
+        self._last = 0
+
+    def take(self, message: pulsar.Message) -> None:
+        self._waiting.append(message)
+        self._hand_over()
+
+    def _hand_over(self) -> None:
+        while self._waiting and self._room:
+            self._room -= 1
+            self._last += 1
+            self._open[self._last] = message = self._waiting.popleft()
+            self.transport.write(FRAME.pack(self._last, len(message.data())) + message.data())
+
+    def data_received(self, data: bytes) -> None:
+        for (number,) in NUMBER.iter_unpack(data):
+            self._queue.end(self._open.pop(number))
+            self._room += 1
+        self._hand_over()
+
+
+class Working(Wire):
+    """The other one."""
+
+    def __init__(self, answers: Answers) -> None:
+        self._answers, self._buffer = answers, bytearray()
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def data_received(self, data: bytes) -> None:
+        self._buffer += data
+        while len(self._buffer) >= FRAME.size:
+            number, length = FRAME.unpack_from(self._buffer)
+            if len(self._buffer) < FRAME.size + length:
+                return
+            request = msgspec.json.decode(bytes(self._buffer[FRAME.size : FRAME.size + length]), type=Envelope)
+            del self._buffer[: FRAME.size + length]
+            task = asyncio.create_task(self._work(number, request))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    async def _work(self, number: int, request: Envelope) -> None:
+        await self._answers.answer(request)
+        self.transport.write(NUMBER.pack(number))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser("python -m bench.floor", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--url", required=True, help="of the broker")
@@ -201,20 +276,37 @@ def main() -> None:
     parser.add_argument("--upstream", default="", help="default: a fixed answer")
     parser.add_argument("--at-once", type=int, default=64)
     parser.add_argument("--processes", type=int, default=1, help="that share them")
+    parser.add_argument("--apart", action="store_true", help="each of them is two: one receives, one answers")
     given = parser.parse_args()
     for _ in range(given.processes - 1):
         if not os.fork():  # before there is a client or a thread
             break
+    answering = socket.socketpair() if given.apart else None
+    is_answering = answering is not None and not os.fork()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(_run(given.url, given.model, -(-given.at_once // given.processes), given.upstream))
+        if answering is not None and is_answering:
+            runner.run(_answer_apart(given.upstream, answering[1]))
+        else:
+            at_once = -(-given.at_once // given.processes)
+            runner.run(_run(given.url, given.model, at_once, given.upstream, answering[0] if answering else None))
 
 
-async def _run(url: str, model: str, at_once: int, upstream: str) -> None:
+async def _answer_apart(upstream: str, end: socket.socket) -> None:
+    await asyncio.get_running_loop().create_connection(lambda: Working(Answers(upstream)), sock=end)
+    await asyncio.Event().wait()
+
+
+async def _run(url: str, model: str, at_once: int, upstream: str, answering: socket.socket | None) -> None:
     """What goes wrong ends the process: a floor that lost a part of it would look cheap."""
-    floor = Floor(url, model, at_once, upstream)
+    queue = Queue(url, model, at_once)
     print("the floor is ready", flush=True)
     try:
-        await floor.run()
+        if answering is None:
+            await Floor(queue, Answers(upstream), at_once).run()
+        else:
+            _, receiving = await asyncio.get_running_loop().create_connection(lambda: Receiving(queue, at_once), sock=answering)
+            queue.receive(receiving.take)
+            await asyncio.Event().wait()
     except BaseException as error:
         print(f"the floor ended: {error!r}", flush=True)
         os._exit(1)

@@ -111,12 +111,13 @@ class Stage:
         """Started by `with`."""
         return NodeProcess(self.variables(model, work))
 
-    def worker(self, model: str, work: Work, floor: bool) -> NodeProcess:
-        return self.floor(model, work) if floor else self.node(model, work)
+    def worker(self, model: str, work: Work, floor: bool, apart: bool = False) -> NodeProcess:
+        return self.floor(model, work, apart) if floor or apart else self.node(model, work)
 
-    def floor(self, model: str, work: Work) -> NodeProcess:
+    def floor(self, model: str, work: Work, apart: bool = False) -> NodeProcess:
+        """apart: what receives and what answers are two processes, as a node's are."""
         options = ["--url", self.broker.url, "--model", model, "--at-once", str(work.slots)]
-        options += ["--processes", str(min(FLOOR_PROCESSES, work.slots))]
+        options += ["--processes", "1" if apart else str(min(FLOOR_PROCESSES, work.slots)), *(["--apart"] if apart else [])]
         return _Floor({}, command=("-m", "bench.floor", *options, "--upstream", self.upstream_url if work.mock else ""))
 
     def gateway(self) -> NodeProcess:
@@ -124,10 +125,10 @@ class Stage:
 
     # measuring
 
-    def through_gateway(self, work: Work, plan: Plan, *, floor: bool = False) -> Measured:
+    def through_gateway(self, work: Work, plan: Plan, *, floor: bool = False, apart: bool = False) -> Measured:
         """The whole path: load → gateway → broker → node (or floor) → upstream, and back."""
         model = new_model()
-        with self.gateway() as gateway, self.worker(model, work, floor) as node:
+        with self.gateway() as gateway, self.worker(model, work, floor, apart) as node:
             programs = {watch.NODE: node.pid, watch.GATEWAY: gateway.pid, watch.BROKER: self.broker.pid}
             url = f"http://127.0.0.1:{gateway.port}"
             return self.measure("bench.load", replaced(plan, url=url, model=model, work=work), programs)
