@@ -137,6 +137,7 @@ class Crew:
         self._backends: list[Child] = []
         self._watched: set[int] = set()  # descriptors that the selector wakes for when they can be written to
         self._last_number = 0
+        self._capacity: int | None = None
         self._leased_s = 0.0
 
     def children(self) -> list[Child]:
@@ -144,6 +145,7 @@ class Crew:
 
     def _recount(self) -> None:
         """Whenever a place got a child, or lost it: they are asked for many times each turn."""
+        self._capacity = None
         self._children = [place.child for place in self._places if place.child is not None]
         self._backends = [child for child in self._children if child.role.capacity]
 
@@ -154,7 +156,10 @@ class Crew:
         return self._backends
 
     def capacity(self) -> int:
-        return sum(child.capacity for child in self.backends())
+        """Of all at work. Asked for many times each turn, and known until something is heard or done."""
+        if self._capacity is None:
+            self._capacity = sum(child.capacity for child in self.backends())
+        return self._capacity
 
     def spares(self) -> list[Child]:
         return [child for child in self.backends() if child.is_usable and not child.at_work]
@@ -167,6 +172,7 @@ class Crew:
 
     def appoint(self) -> None:
         """Put ready spares to work where somebody is missing: no request waits for a start."""
+        self._capacity = None
         missing = self._at_work - sum(child.at_work and child.is_usable for child in self.backends())
         for spare in self.spares()[: max(0, missing)]:
             spare.at_work = True
@@ -237,6 +243,7 @@ class Crew:
         """What the children have said. Also renews leases.
 
         ready: the descriptors that the selector found readable; None: nobody has looked."""
+        self._capacity = None
         said: list[tuple[Child, FromChild]] = []
         renew = time.monotonic() - self._leased_s > LEASE_EACH_S
         self._leased_s = time.monotonic() if renew else self._leased_s
@@ -340,6 +347,7 @@ class Crew:
 
     def kill(self, child: Child, because: str) -> None:
         """SIGKILL; the death is reported by `bury`."""
+        self._capacity = None
         if child.killed_because is None:
             child.killed_because = because
             child.process.kill()
