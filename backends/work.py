@@ -46,7 +46,7 @@ class Worker:
     ) -> None:
         self._settings, self._backend, self._couriers = settings, backend, couriers
         self._channel, self._late, self._aboard = channel, late, aboard
-        self._freed = 0
+        self._freed: set[int] = set()
 
     def board(self, task: Task) -> Run:
         by_s = task.deadline_at_s + self._settings.generation_timeout_s + HANGS_AFTER_S
@@ -107,14 +107,13 @@ class Worker:
             await self._answer(task, piece, way)
         except UpstreamFailed as failed:
             return await self._failed(piece, way, failed)
-        if not task.is_last or self._freed >= MOST_FREED:
-            return await self._delivered(piece, way, "answered", None)
-        self._freed += 1
-        try:
+        if task.is_last and len(self._freed) < MOST_FREED:
+            self._freed.add(task.number)
             self._channel.send(Computed(task.number))  # others wait for the slot, and the model does not for the delivery
+        try:
             return await self._delivered(piece, way, "answered", None)
         finally:
-            self._freed -= 1
+            self._freed.discard(task.number)
 
     async def _answer(self, task: Task, piece: _Piece, way: Delivery) -> None:
         call = Call(task.data, task.stream, task.deadline_at_s, task.traceparent)
@@ -155,7 +154,9 @@ class Worker:
             except Refused:
                 raise
             except NotDelivered as why:
-                self._channel.send(Computed(number))  # the slot is free meanwhile
+                if number not in self._freed:
+                    self._channel.send(Computed(number))  # the slot is free meanwhile
+                self._freed.discard(number)
                 await self._late.deliver(way, piece.address.deadline_at_s, why)
         except RequesterUnknown as why:
             return unwanted(number, why)

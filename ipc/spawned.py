@@ -6,12 +6,15 @@ import contextlib
 import signal
 from collections.abc import Iterator
 
+from multiprocess import resource_tracker
+
 ENDING_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 @contextlib.contextmanager
 def signals_held() -> Iterator[None]:
     """Around a spawn: the child inherits the blocked signals, and none can hit it before it has its handlers."""
+    resource_tracker.ensure_running()  # the first spawn would start it, and unblock them again
     before = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING_SIGNALS)
     try:
         yield

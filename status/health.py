@@ -6,7 +6,7 @@ import time
 
 from loguru import logger
 
-STANDS_STILL_AFTER_S = 15.0  # the loop turns at least twice a second
+STANDS_STILL_AFTER_S = 15.0  # the loop turns each second at least
 
 
 class Health:

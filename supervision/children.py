@@ -303,7 +303,8 @@ class Crew:
                 self._on_alive(child, message)
             elif isinstance(message, Ready):
                 child.ready = message
-                self._start_the_others()
+                if child.role.capacity:
+                    self._start_the_others()
             elif isinstance(message, Unusable):
                 child.last_words = message
         return messages

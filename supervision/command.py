@@ -43,12 +43,20 @@ def run(arguments: list[str]) -> int:
         from supervision.check import check
 
         return check(settings)
+    from ipc.spawned import signals_held
     from supervision.boot import boot
 
-    booted = boot(settings)
-    from messaging.client import leave
-    from supervision.node import Node
+    with signals_held():  # until somebody listens to them: children are there from now on
+        booted = boot(settings)
+        try:
+            from messaging.client import leave
+            from supervision.node import Node
 
-    code = Node(booted).run()
+            node = Node(booted)
+        except BaseException:
+            booted.crew.kill_all()  # else they would be waited for, and some of them wait for this process
+            raise
+        node.hear_signals()
+    code = node.run()
     logger.info("ended with exit code {}", int(code))
     leave(code)

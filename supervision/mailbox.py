@@ -37,9 +37,9 @@ class Mailbox(Generic[Item]):
 
     def take(self) -> list[Item]:
         if self._is_woken:
-            with contextlib.suppress(BlockingIOError):  # it is about to be written
+            with contextlib.suppress(BlockingIOError):  # else the byte is still to come, and is read then
                 os.read(self.fd, 65536)
-            self._is_woken = False  # before the items: what is put from now on wakes anew
+                self._is_woken = False  # before the items: what is put from now on wakes anew
         items: list[Item] = []
         while not self._items.empty():  # nobody else takes any
             items.append(self._items.get_nowait())

@@ -18,6 +18,7 @@ from loguru import logger
 from errors import ExitCode
 from ipc.messages import Alive, Begun, Computed, FromChild, Outcome, Probed, Rates, Ready, Stop, Unusable
 from ipc.pace import Pace
+from ipc.spawned import ENDING_SIGNALS
 from messaging.client import close_in_time, leave
 from messaging.consumer import Consumer, Notice, ReceivingFailed
 from messaging.handshake import QueueTrouble
@@ -40,9 +41,11 @@ from supervision.upstream import Upstream
 if TYPE_CHECKING:
     from config import Settings
 
-TICK_S, IDLE_TICK_S = 0.5, 2.0
+TICK_S = 0.5
+IDLE_TICK_S, WATCHED_TICK_S = 2.0, 1.0  # the second where the status page draws a point each second
 CHORES_EACH_S = 0.1  # while requests come and go: what nothing waits for is done once for many of them
 CONFIRMED_EACH_S = 0.02  # to wake for each confirmation would cost more than what it brings
+CONFIRMED_WITHIN_S = 1.0  # later ones come once the queue is back, and may wait for a tick
 MOST_UNCONFIRMED = 1000  # ends that the queue has not taken: more would only be answered twice after a crash
 PROBE_EACH_S = 5.0  # while closed: is the oldest request past its time?
 PROBE_DELAY_S = 1.0
@@ -99,17 +102,20 @@ class Node:
         self._pace = Pace()
         self._talk_fds: set[int] = set()  # whose news are of requests alone
         self._chores_at_s = 0.0
-        self._unconfirmed = 0  # publishes
+        self._unconfirmed, self._published_at_s = 0, 0.0  # publishes, the last of them
         self._has_new, self._are_chores_urgent = True, True  # since they were done
         self._drain_until_s: float | None = None
         self._is_cut_off = False
         self._cut_off: set[int] = set()  # children that were told to end in the middle of their work
         self._exit_code = ExitCode.OK
 
+    def hear_signals(self) -> None:
+        """From now on they tell `run` to stop."""
+        for number in ENDING_SIGNALS:
+            signal.signal(number, lambda n, _: self._mailbox.put(Signal(n)))
+
     def run(self) -> int:
         """Until told to stop, or until it can serve nobody; the exit code."""
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda n, _: self._mailbox.put(Signal(n)))
         logger.info("{} node for model {}, at most {} requests at once", *_introduction(self._settings))
         if not self._has_broker:  # else it starts once the broker is ready
             self._consumer.start()
@@ -151,12 +157,13 @@ class Node:
         return {key.fd for key, _ in self._selector.select(timeout_s)}
 
     def _until_chores_s(self) -> float:
+        now_s = time.monotonic()
+        timeout_s = TICK_S if not self._is_idle() else WATCHED_TICK_S if self._settings.status_port else IDLE_TICK_S
         if self._has_new:
-            chores_s = max(0.0, self._chores_at_s + CHORES_EACH_S - time.monotonic())
-            return min(chores_s, CONFIRMED_EACH_S) if self._unconfirmed else chores_s
-        if self._unconfirmed:
-            return CONFIRMED_EACH_S
-        return IDLE_TICK_S if self._is_idle() else TICK_S
+            timeout_s = max(0.0, self._chores_at_s + CHORES_EACH_S - now_s)
+        if self._unconfirmed and now_s < self._published_at_s + CONFIRMED_WITHIN_S:
+            timeout_s = min(timeout_s, CONFIRMED_EACH_S)
+        return timeout_s
 
     def _are_chores_due(self, ready: set[int]) -> bool:
         """They are at once where it is more than talk of requests that has come."""
@@ -449,7 +456,7 @@ class Node:
     def _end(self) -> None:
         """Backends first, as nothing is left for them; the gateway after them, as their answers went through it; the
         queue then, as closing it gives to others whatever is still unacknowledged; a broker of our own last."""
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in ENDING_SIGNALS:
             signal.signal(number, lambda n, _: self._end_at_once(n))
         assert self._drain_until_s is not None
         self._crew.stop(self._crew.backends(), CHILDREN_END_WITHIN_S)
@@ -468,6 +475,7 @@ class Node:
 
     def _publish(self, publish: Publish, confirmed: Callable[[], None]) -> None:
         self._unconfirmed += 1
+        self._published_at_s = time.monotonic()
         self._publisher.publish(publish, lambda: self._mailbox.leave(Confirmation(confirmed)))
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import signal
+
 import psutil
 import pytest
 
@@ -11,7 +14,8 @@ from messaging.line import properties_of
 from supervision.boot import boot
 from supervision.children import Crew
 from supervision.node import Node
-from tests.real.processes import free_port
+from tests.real.node import NodeProcess
+from tests.real.processes import free_port, wait_until
 
 
 def settings(**variables: str) -> config.Settings:
@@ -56,3 +60,15 @@ def test_a_place_whose_process_cannot_be_started_is_tried_again(monkeypatch: pyt
         node._crew.start_missing()
     assert len(tries) == 2 * 2, "of each place: the first pause is none, the later ones grow"
     assert node._crew.next_start_s() is not None
+
+
+def test_a_signal_before_the_loop_runs_ends_the_node_as_any() -> None:
+    """Its first child is there before it listens."""
+    node = NodeProcess({"NODE_TYPE": "demo", "MODEL_NAME": "m", "PULSAR_URL": "pulsar://127.0.0.1:1", "PORT": str(free_port())})
+    with contextlib.ExitStack() as stack:
+        stack.push(node)
+        node.start(wait=False)
+        children = wait_until(node.backends, within_s=10, what="first child", every_s=0.001)
+        psutil.Process(node.pid).send_signal(signal.SIGINT)
+        assert node.process is not None and node.process.wait(20) == 0, node.log()
+        assert not psutil.wait_procs(children, 5)[1]

@@ -8,6 +8,8 @@ import signal
 import threading
 import time
 
+import pytest
+
 from supervision.mailbox import Mailbox
 
 
@@ -67,3 +69,18 @@ def test_a_signal_handler_may_put() -> None:
         assert select.select([mailbox.fd], [], [], 1)[0] and mailbox.take() == [signal.SIGUSR1]
     finally:
         signal.signal(signal.SIGUSR1, before)
+
+
+def test_a_byte_that_comes_late_is_read_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who wakes may be held up between saying so and doing it."""
+    mailbox: Mailbox[int] = Mailbox()
+    late: list[bytes] = []
+    write = os.write
+    monkeypatch.setattr(os, "write", lambda fd, data: late.append(data))
+    mailbox.put(1)
+    monkeypatch.setattr(os, "write", write)
+    assert mailbox.take() == [1]
+    write(mailbox._wake_fd, late[0])
+    assert wakes(mailbox) and mailbox.take() == [] and not wakes(mailbox)
+    mailbox.put(2)
+    assert wakes(mailbox) and mailbox.take() == [2] and not wakes(mailbox)
