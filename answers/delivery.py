@@ -42,7 +42,10 @@ class Couriers:
 
 
 class Delivery(Protocol):
-    """A sink (backends/base.py), and what its worker does with it."""
+    """A sink (backends/base.py), and what its worker does with it. is_fenced: should this process die before its end is
+    confirmed, whoever takes over learns whether the requester has it."""
+
+    is_fenced: bool
 
     def put(self, data: bytes) -> bool: ...
     async def chunk(self, data: bytes) -> None: ...
@@ -70,6 +73,8 @@ class Delivery(Protocol):
 
 class WholeDelivery:
     """A sink for one whole answer: kept until `finish`, as the computing is over by then."""
+
+    is_fenced = False
 
     def __init__(self, address: Address, couriers: Couriers, run: Run) -> None:
         self._address, self._couriers, self._run = address, couriers, run
@@ -111,6 +116,8 @@ class WholeDelivery:
 class StreamDelivery:
     """A sink for chunks, each sent when it comes. Where the endpoint cannot be reached at the first chunk, they are
     kept instead, and `finish` tries to deliver them all: what was computed is not computed again."""
+
+    is_fenced = False
 
     def __init__(self, address: Address, couriers: Couriers, run: Run) -> None:
         self._address, self._couriers, self._run = address, couriers, run

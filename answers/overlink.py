@@ -26,6 +26,8 @@ class LinkDelivery:
     insists: it is a refusal, see Talk.
     """
 
+    is_fenced = True
+
     def __init__(self, address: Address, links: Links, run: Run, *, insists: bool) -> None:
         self._address, self._links, self._run, self._insists = address, links, run, insists
         identifier = msgspec.json.encode(address.request_id)

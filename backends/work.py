@@ -107,7 +107,7 @@ class Worker:
             await self._answer(task, piece, way)
         except UpstreamFailed as failed:
             return await self._failed(piece, way, failed)
-        if task.is_last and len(self._freed) < MOST_FREED:
+        if task.is_last and way.is_fenced and len(self._freed) < MOST_FREED:
             self._freed.add(task.number)
             self._channel.send(Computed(task.number))  # others wait for the slot, and the model does not for the delivery
         try:
