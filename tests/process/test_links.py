@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator
 from typing import Any, cast
 
+import msgspec
 import pytest
 from msgspec import structs
 
@@ -87,6 +88,14 @@ def test_a_whole_answer_goes_over_a_link(child: Backends, gateway: LinkGateway) 
     (frame,) = gateway.frames(asked.request_id)
     assert (outcome.end, outcome.completion_tokens, frame["end"]) == ("answered", 8, True)
     assert frame["data"]["object"] == "chat.completion" and said(child, asked.number) == ["Outcome"]
+
+
+@pytest.mark.parametrize("stream", [True, False], ids=["stream", "whole"])
+def test_the_last_slot_is_free_before_the_answer_is_delivered(child: Backends, gateway: LinkGateway, stream: bool) -> None:
+    asked = msgspec.structs.replace(task(gateway.url, "mock", stream=stream), is_last=True)
+    assert child.run(asked).end == "answered"
+    assert sorted(said(child, asked.number)) == [*(["Begun"] if stream else []), "Computed", "Outcome"]
+    assert said(child, asked.number)[-1] == "Outcome"
 
 
 def test_begin_is_said_before_the_upstream_is_asked(upstream: Upstream, child: Backends, gateway: LinkGateway) -> None:
