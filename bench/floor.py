@@ -222,7 +222,7 @@ class Receiving(Wire):
     over, and hears its number once it is answered."""
 
     def __init__(self, queue: Queue, at_once: int) -> None:
-        self._queue, self._room = queue, at_once
+        self._queue, self._at_once = queue, at_once
         self._waiting: collections.deque[pulsar.Message] = collections.deque()
         self._open: dict[int, pulsar.Message] = {}
         self._last = 0
@@ -232,8 +232,7 @@ class Receiving(Wire):
         self._hand_over()
 
     def _hand_over(self) -> None:
-        while self._waiting and self._room:
-            self._room -= 1
+        while self._waiting and len(self._open) < self._at_once:
             self._last += 1
             self._open[self._last] = message = self._waiting.popleft()
             self.transport.write(FRAME.pack(self._last, len(message.data())) + message.data())
@@ -241,7 +240,6 @@ class Receiving(Wire):
     def data_received(self, data: bytes) -> None:
         for (number,) in NUMBER.iter_unpack(data):
             self._queue.end(self._open.pop(number))
-            self._room += 1
         self._hand_over()
 
 

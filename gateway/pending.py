@@ -115,7 +115,7 @@ class Waiter:
         return self._awaited is not None and not self._awaited.done()
 
     def _wake(self) -> None:
-        if self._awaited is not None and not self._awaited.done():
+        if self._awaited is not None and self._is_awaited:
             self._awaited.set_result(None)
 
 

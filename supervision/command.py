@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from typing import NoReturn
 
 from loguru import logger
 
@@ -43,6 +44,11 @@ def run(arguments: list[str]) -> int:
         from supervision.check import check
 
         return check(settings)
+    _serve(settings)
+
+
+def _serve(settings: config.Settings) -> NoReturn:
+    """The node's life. Imported in the order in which it is needed: its first children boot while the rest is."""
     from ipc.spawned import signals_held
     from supervision.boot import boot
 

@@ -124,7 +124,8 @@ class Node:
                 ready = self._wait()
                 self._read_mail()
                 self._collect(ready)
-                if self._are_chores_due(ready):
+                self._has_new = not self._are_chores_due(ready)
+                if not self._has_new:
                     self._do_chores(ready)
                 self._receive()
                 self._dispatcher.run()
@@ -148,7 +149,7 @@ class Node:
         self._crew.flush()
         self._pace.in_flight = self._requests.ledger.in_hand()
         self._pace.rest()
-        timeout_s = self._until_chores_s()
+        timeout_s = self._timeout_s()
         if (next_start_s := self._crew.next_start_s()) is not None:
             timeout_s = min(timeout_s, max(0.0, next_start_s - time.monotonic()))
             self._are_chores_urgent = self._are_chores_urgent or not timeout_s
@@ -156,23 +157,26 @@ class Node:
             timeout_s = min(timeout_s, next_change_s)
         return {key.fd for key, _ in self._selector.select(timeout_s)}
 
-    def _until_chores_s(self) -> float:
+    def _timeout_s(self) -> float:
         now_s = time.monotonic()
-        timeout_s = TICK_S if not self._is_idle() else WATCHED_TICK_S if self._settings.status_port else IDLE_TICK_S
         if self._has_new:
             timeout_s = max(0.0, self._chores_at_s + CHORES_EACH_S - now_s)
+        elif self._is_idle():
+            timeout_s = WATCHED_TICK_S if self._settings.status_port else IDLE_TICK_S
+        else:
+            timeout_s = TICK_S
         if self._unconfirmed and now_s < self._published_at_s + CONFIRMED_WITHIN_S:
             timeout_s = min(timeout_s, CONFIRMED_EACH_S)
         return timeout_s
 
     def _are_chores_due(self, ready: set[int]) -> bool:
         """They are at once where it is more than talk of requests that has come."""
-        self._has_new = True
-        is_talk = ready <= self._talk_fds
-        return not is_talk or self._are_chores_urgent or time.monotonic() >= self._chores_at_s + CHORES_EACH_S or self._is_draining()
+        if self._are_chores_urgent or self._is_draining() or not ready <= self._talk_fds:
+            return True
+        return time.monotonic() >= self._chores_at_s + CHORES_EACH_S
 
     def _do_chores(self, ready: set[int]) -> None:
-        self._chores_at_s, self._has_new, self._are_chores_urgent = time.monotonic(), False, False
+        self._chores_at_s, self._are_chores_urgent = time.monotonic(), False
         self._crew.start_missing()
         self._bury(ready)
         self._crew.appoint()
