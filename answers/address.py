@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import msgspec
 
 from answers.post import EARLY_GRACE_S
 
 
-@dataclass(frozen=True)
-class Address:
+class Address(msgspec.Struct, frozen=True):
     """Times are monotonic seconds; `link` is "" where the gateway offers none."""
 
     request_id: str

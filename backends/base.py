@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from typing import Literal, Protocol
+
+import msgspec
 
 
 class BackendUnusable(Exception):
@@ -16,8 +17,7 @@ class BackendUnusable(Exception):
         self.message, self.permanent = message, permanent
 
 
-@dataclass(frozen=True)
-class Call:
+class Call(msgspec.Struct, frozen=True):
     """One request: `data` is the OpenAI body, `stream` whether the requester wants chunks, `deadline_at_s` monotonic.
 
     traceparent: W3C trace context, to be passed on; "" where there is none."""
@@ -28,8 +28,7 @@ class Call:
     traceparent: str = ""
 
 
-@dataclass
-class Account:
+class Account(msgspec.Struct, eq=False):
     """What one call cost, for the usage record. Times are UTC milliseconds."""
 
     prompt_tokens: int = 0
@@ -39,10 +38,10 @@ class Account:
     upstream_sent_ms: float | None = None
     first_token_ms: float | None = None
     last_token_ms: float | None = None
-    on_head: Callable[[Mapping[str, str]], None] | None = field(default=None, repr=False)
-    on_output: Callable[[], None] | None = field(default=None, repr=False)
-    _prompt_characters: int = field(default=0, repr=False)
-    _output_characters: int = field(default=0, repr=False)
+    on_head: Callable[[Mapping[str, str]], None] | None = None
+    on_output: Callable[[], None] | None = None
+    _prompt_characters: int = 0
+    _output_characters: int = 0
 
     def sent(self, prompt_characters: int) -> None:
         self.upstream_sent_ms = now_ms()

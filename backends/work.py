@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Coroutine, Mapping
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
+import msgspec
 from loguru import logger
 
 from answers.address import Address
@@ -196,13 +196,12 @@ class Worker:
             return  # the child has noticed too, and ends
 
 
-@dataclass
-class _Piece:
+class _Piece(msgspec.Struct, eq=False):
     """What there is of one request."""
 
     run: Run
     address: Address
-    account: Account = field(default_factory=Account)
+    account: Account = msgspec.field(default_factory=Account)
     way: Delivery | None = None
 
     def abandon(self) -> None:

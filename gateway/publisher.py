@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import pulsar
 from loguru import logger
 
+from messaging.client import settle_thread
 from messaging.topics import request_topic
 
 # Pulsar's default limit of 5 MiB counts the message's own fields too.
@@ -147,6 +148,7 @@ async def _send(producer: pulsar.Producer, payload: bytes) -> str:
             sent.set_result(result)
 
     def done(result: object, _: object) -> None:
+        settle_thread()
         try:
             loop.call_soon_threadsafe(tell, getattr(result, "name", str(result)))
         except RuntimeError:  # the loop has ended; an exception that left this callback would end the process

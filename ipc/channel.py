@@ -23,7 +23,7 @@ from ipc.messages import FromChild, ToChild
 MAX_FRAME_BYTES = 128 << 20  # the longest answer that an upstream may give is half of it
 MAX_UNSENT_BYTES = 256 << 20
 _HEADER = struct.Struct(">I")
-_READ_BYTES = 256 << 10
+_READ_BYTES = 64 << 10  # what a pipe holds; more would be memory mapped anew for each read
 _T = TypeVar("_T")
 
 

@@ -10,6 +10,8 @@ import math
 import random
 from dataclasses import dataclass
 
+import msgspec
+
 from ipc.messages import Level
 from limits.guessing import Guessed, Meter
 from limits.pacer import Pacer
@@ -29,8 +31,7 @@ FIRST_TOKENS = 500.0
 REMEMBERED = 100_000
 
 
-@dataclass(frozen=True)
-class _Sent:
+class _Sent(msgspec.Struct, frozen=True):
     """One that was dispatched. `before`: what had been spent of each bucket, itself included."""
 
     at_s: float

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import sys
 import threading
@@ -36,6 +37,17 @@ def _authentication(settings: Settings) -> pulsar.AuthenticationToken | None:
     if not settings.pulsar_token:
         return None
     return pulsar.AuthenticationToken((lambda: current_token(settings)) if settings.pulsar_token_file else settings.pulsar_token)
+
+
+_settled_threads: set[int] = set()
+
+
+def settle_thread() -> None:
+    """First in what the client calls from a thread of its own, which is none of Python's: that gets a thread state for the call,
+    and a mapped stack with it, which cost more than what is called. Held once, they stay as long as the thread does."""
+    if (thread := threading.get_ident()) not in _settled_threads:
+        _settled_threads.add(thread)
+        ctypes.pythonapi.PyGILState_Ensure()
 
 
 def close_in_time(close: Callable[[], object], within_s: float) -> None:

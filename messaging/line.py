@@ -10,8 +10,8 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
 
+import msgspec
 import pulsar
 from loguru import logger
 
@@ -24,8 +24,7 @@ AFTER_FAILURE_S = 1.0
 Key = tuple[int, int, int, int]  # partition, ledger, entry, batch index
 
 
-@dataclass(frozen=True)
-class Received:
+class Received(msgspec.Struct, frozen=True):
     """One message in our hands. `published_ms`: of this publish, by the publisher's clock."""
 
     key: Key

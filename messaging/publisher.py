@@ -10,24 +10,25 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from datetime import timedelta
 
+import msgspec
 import pulsar
 from loguru import logger
+
+from messaging.client import settle_thread
 
 RETRY_EACH_S = 1.0
 SEND_TIMEOUT_MS = 10_000
 _PRODUCER_ENDED = {"AlreadyClosed", "ProducerFenced", "ProducerNotInitialized", "TopicTerminated", "TopicNotFound"}
 
 
-@dataclass(frozen=True)
-class Publish:
+class Publish(msgspec.Struct, frozen=True):
     """`delay_s`: how long the broker holds it back. `subscription`: made first, so that the topic does not forget."""
 
     topic: str
     payload: bytes
-    properties: dict[str, str] = field(default_factory=dict)
+    properties: dict[str, str] = {}
     delay_s: float = 0.0
     subscription: str | None = None
     batched: bool = False
@@ -36,8 +37,7 @@ class Publish:
 Confirmed = Callable[[], None]
 
 
-@dataclass
-class _Item:
+class _Item(msgspec.Struct, eq=False):
     """`is_odd`: the client raised something on it that no queue's state explains, and this was said."""
 
     publish: Publish
@@ -145,6 +145,7 @@ class _Topic:
 
     def _on_result(self, producer: pulsar.Producer, item: _Item, result: str) -> None:
         """`result`: Pulsar's name for it. Comes from the client's threads too, which no exception may end."""
+        settle_thread()
         if result == "Ok":
             self._on_confirmed(item)
         elif result == "MessageTooBig":

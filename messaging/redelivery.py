@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import random
 import re
-from dataclasses import dataclass, replace
+
+import msgspec
+from msgspec.structs import replace
 
 ATTEMPT = "workernode-attempt"
 PUBLISHED_MS = "workernode-published-ms"
@@ -20,8 +22,7 @@ FIRST_DELAY_S = 1.0
 LONGEST_DELAY_S = 30.0
 
 
-@dataclass(frozen=True)
-class History:
+class History(msgspec.Struct, frozen=True):
     """`attempt`: which attempt the next computing is, from 1; `published_ms`: of the first publish, UTC; `deaths`: how
     many processes died with it aboard; `trail`: what each attempt ended with, for whoever reads a dead letter."""
 

@@ -55,7 +55,7 @@ def _is_plain(ended: Ended) -> bool:
 
 def fields(ended: Ended) -> dict[str, Any]:
     """All of them in every line, null where there is nothing to say."""
-    outcome, error, took_ms = ended.outcome, ended.error or {}, ended.durations_ms
+    outcome, error, took = ended.outcome, ended.error or {}, ended.took
     return {
         "request_id": ended.request_id,
         "outcome": outcome.end,
@@ -64,7 +64,7 @@ def fields(ended: Ended) -> dict[str, Any]:
         "error_type": error.get("type"),
         "error_code": error.get("code"),
         "dead_lettered": ended.dead_lettered,
-        **{f"{stage}_ms": took_ms[stage] for stage in (*_SHOWN, "total")},
+        **{f"{stage}_ms": getattr(took, stage) for stage in (*_SHOWN, "total")},
         "prompt_tokens": outcome.prompt_tokens,
         "completion_tokens": outcome.completion_tokens,
         "tokens_source": outcome.tokens_source,
@@ -73,10 +73,10 @@ def fields(ended: Ended) -> dict[str, Any]:
 
 def line(ended: Ended) -> str:
     """`request r answered in 812 ms (queued 3, waited 1, to first token 240), attempt 1, 5 + 7 tokens`"""
-    outcome, took_ms = ended.outcome, ended.durations_ms
-    stages = [f"{words} {took_ms[stage]:.0f}" for stage, words in _SHOWN.items() if took_ms[stage] is not None]
+    outcome, took = ended.outcome, ended.took
+    stages = [f"{words} {ms:.0f}" for stage, words in _SHOWN.items() if (ms := getattr(took, stage)) is not None]
     source = " (estimated)" if outcome.tokens_source == "estimated" else ""
     tokens = f"{outcome.prompt_tokens} + {outcome.completion_tokens} tokens{source}"
-    head = f"request {ended.request_id} {outcome.end} in {took_ms['total'] or 0.0:.0f} ms ({', '.join(stages)})"
+    head = f"request {ended.request_id} {outcome.end} in {took.total or 0.0:.0f} ms ({', '.join(stages)})"
     why = f": {ended.error.get('message')}" if ended.error else ""
     return f"{head}, attempt {ended.attempt}, {tokens}{', dead letter' if ended.dead_lettered else ''}{why}"

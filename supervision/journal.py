@@ -12,18 +12,18 @@ import fcntl
 import os
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
 from pathlib import Path
 
+import msgspec
 from loguru import logger
+from msgspec.structs import replace
 
 MAX_FILE_BYTES = 1 << 20
 MAX_JOURNALS = 64  # nodes that share one folder
 CLOCKS_DIFFER_S = 60.0
 
 
-@dataclass(frozen=True)
-class Aboard:
+class Aboard(msgspec.Struct, frozen=True):
     """A request in a child's hands. `begun`: its requester may have seen output; `at_ms`: UTC."""
 
     attempt: int
@@ -49,7 +49,8 @@ class Journal:
 
     def dispatched(self, request_id: str, attempt: int, deaths: int) -> None:
         """Before the request goes to a child."""
-        self._note(request_id, Aboard(attempt, deaths, _now_ms()))
+        if self._fd >= 0:
+            self._note(request_id, Aboard(attempt, deaths, _now_ms()))
 
     def begun(self, request_id: str) -> None:
         if request_id in self._aboard:

@@ -19,6 +19,8 @@ from collections.abc import Hashable
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
+import msgspec
+
 REMEMBERED = 10_000  # a broker that lost acknowledgements with a connection gives the newest again, and at once
 Job = TypeVar("Job")
 
@@ -49,8 +51,7 @@ class Admission(enum.Enum):
     SETTLED = "settled"  # of one that has ended: acknowledge it again
 
 
-@dataclass
-class Entry(Generic[Job]):
+class Entry(msgspec.Struct, Generic[Job], eq=False):
     """`keys`: of all its messages. `has_slot`: from its dispatch until it is computed."""
 
     number: int

@@ -9,10 +9,10 @@ import selectors
 import signal
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import msgspec
 from loguru import logger
 
 from errors import ExitCode
@@ -58,13 +58,11 @@ EVENTS_WITHIN_S, LAST_EVENT_WITHIN_S = 2.0, 10.0  # the second where the node en
 END_WITHIN_S = 30.0  # after the drain's deadline, all of the above together: units and manifests leave that much time
 
 
-@dataclass(frozen=True)
-class Signal:
+class Signal(msgspec.Struct, frozen=True):
     number: int
 
 
-@dataclass(frozen=True)
-class Confirmation:
+class Confirmation(msgspec.Struct, frozen=True):
     """Pulsar confirmed a publish; `then` runs on the loop's thread."""
 
     then: Callable[[], None]

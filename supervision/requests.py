@@ -10,11 +10,11 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 from loguru import logger
+from msgspec.structs import replace
 
 from errors import error_object
 from ipc.messages import Outcome, Refuse, Task
@@ -39,8 +39,7 @@ MOST_ALONE, ALONE_DELAY_S = 4, 2.0  # in hand at once, of requests that run alon
 REFUSAL_WITHIN_S = 10.0  # at least, though the request's own time is over
 
 
-@dataclass
-class Job:
+class Job(msgspec.Struct, eq=False):
     """What the node knows of one request. `refusal`: the final error that is on its way instead of a result.
 
     copies: the newest delivery of each of its messages. An older delivery's id would not do: after a reconnect the
@@ -54,11 +53,10 @@ class Job:
     dispatched_ms: float | None = None
     refusal: dict[str, Any] | None = None
     dead_letter: bool = False
-    copies: dict[Key, Received] = field(default_factory=dict)
+    copies: dict[Key, Received] = {}
 
 
-@dataclass(frozen=True)
-class Pushback:
+class Pushback(msgspec.Struct, frozen=True):
     """An outcome that concerns the whole node: the upstream wants less (`wait_s`), or it serves nobody (`reason`), which
     is to be confirmed where it may concern the request alone."""
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 
 import msgspec
 import pytest
+from msgspec.structs import replace
 
 import supervision.requests
 from ipc.messages import Outcome, Refuse, Task
@@ -115,7 +115,7 @@ def test_trouble(clock: Clock, mode: str) -> None:
 def test_a_redelivery_of_what_is_held_is_acknowledged_by_its_newest_delivery(queue: Queue) -> None:
     old = queue.arrive()
     task = queue.board()
-    new = dataclasses.replace(old)
+    new = replace(old)
     queue.requests.arrive(new)
     assert queue.next_for_child() is None and not queue.acknowledged
     queue.requests.ended(Outcome(task.number, "answered"))
@@ -253,7 +253,7 @@ def test_a_retry_that_would_come_too_late_is_refused_at_once(queue: Queue) -> No
 
 def test_a_publisher_whose_clock_is_ahead_gets_no_longer_time(queue: Queue) -> None:
     received = queue.message()
-    queue.requests.arrive(dataclasses.replace(received, published_ms=received.published_ms + 3_600_000))
+    queue.requests.arrive(replace(received, published_ms=received.published_ms + 3_600_000))
     assert queue.board().deadline_at_s == queue.clock.now_s + 300
 
 
@@ -381,7 +381,7 @@ def test_a_node_that_died_whole_counts_an_attempt_for_what_it_had(clock: Clock, 
     first.requests.ended(Outcome(first.requests.board(entry, 2).number, "answered"))
     second = died(first, tmp_path)
     for received in (aboard, waiting, ended):
-        second.requests.arrive(dataclasses.replace(received))
+        second.requests.arrive(replace(received))
     assert second.confirm() == []
     assert {(task.request_id, task.attempt) for task in (second.board() for _ in range(3))} == {("aboard", 2), ("waiting", 1), ("ended", 1)}
     history = second.requests.ledger.aboard(1)[0].job.history
@@ -394,17 +394,17 @@ def test_a_request_that_kills_whole_nodes_is_given_up(clock: Clock, tmp_path: Pa
     queue.board()
     queue = died(queue, folder)
     folder = next(folder.glob("after-*"))
-    queue.requests.arrive(dataclasses.replace(received))  # the first time it stays
+    queue.requests.arrive(replace(received))  # the first time it stays
     assert queue.board().attempt == 2
     queue = died(queue, folder)
     folder = next(folder.glob("after-*"))
-    queue.requests.arrive(dataclasses.replace(received))
+    queue.requests.arrive(replace(received))
     (copy,) = queue.confirm()
     received = queue.again(copy)
     queue.requests.arrive(received)
     assert queue.board().attempt == 3
     queue = died(queue, folder)
-    queue.requests.arrive(dataclasses.replace(received))
+    queue.requests.arrive(replace(received))
     refusal = queue.board()
     assert isinstance(refusal, Refuse) and refusal.error["code"] == "node_child_died"
 
@@ -414,5 +414,5 @@ def test_a_stream_that_had_begun_when_the_node_died_is_ended_not_repeated(clock:
     received = first.arrive(stream=True)
     first.requests.begun(first.board().number)
     second = died(first, tmp_path)
-    second.requests.arrive(dataclasses.replace(received))
+    second.requests.arrive(replace(received))
     assert isinstance(second.board(), Refuse)

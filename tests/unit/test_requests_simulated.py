@@ -3,7 +3,6 @@ children (deaths, late outcomes) and of whole nodes that die. Hypothesis throws 
 
 from __future__ import annotations
 
-import dataclasses
 import random
 from collections import Counter
 
@@ -11,6 +10,7 @@ import msgspec
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 import supervision.requests
 from ipc.messages import Outcome, Refuse, Task
@@ -75,7 +75,7 @@ class World(Queue):
         if self.dice.random() < 0.3:
             plain = [self.new_request() for _ in range(self.dice.randrange(2, 5))]
             entry = plain[0].key[:3]
-            self.store(*(dataclasses.replace(received, key=(*entry, n)) for n, received in enumerate(plain)))
+            self.store(*(replace(received, key=(*entry, n)) for n, received in enumerate(plain)))
 
     def new_request(self) -> Received:
         request_id = f"r{len(self.ids)}"
@@ -93,7 +93,7 @@ class World(Queue):
         if self.dice.random() < 0.2:
             self.undelivered = []
             for key in list(self.stored):
-                self.stored[key] = dataclasses.replace(self.stored[key])
+                self.stored[key] = replace(self.stored[key])
                 self.undelivered.append(self.stored[key])
 
     def node_dies(self) -> None:
@@ -138,7 +138,7 @@ class World(Queue):
         """As after a reconnect: anything that is not acknowledged comes again."""
         if self.stored:
             old = self.dice.choice(list(self.stored.values()))
-            new = dataclasses.replace(old)
+            new = replace(old)
             self.stored[old.key] = new
             self.undelivered.append(new)
 
