@@ -75,7 +75,8 @@ class ApiBackend:
             account.sent(body.prompt_characters())
             answer_by_s = min(time.monotonic() + self._patience_s(stream), call.deadline_at_s)
             data = body.for_upstream(model=self._settings.upstream_model, stream=stream, habits=habits)
-            with await self._transport.post(data, answer_by_s=answer_by_s, traceparent=call.traceparent) as response:
+            asks = account.on_asked if call.stream else None
+            with await self._transport.post(data, answer_by_s=answer_by_s, traceparent=call.traceparent, asks=asks) as response:
                 account.head(response.headers)
                 if response.status == 200:
                     await self._relay(call, body, response, sink, account, answer_by_s)

@@ -29,7 +29,9 @@ class Call(msgspec.Struct, frozen=True):
 
 
 class Account(msgspec.Struct, eq=False):
-    """What one call cost, for the usage record. Times are UTC milliseconds."""
+    """What one call cost, for the usage record, and whom to tell how it goes. Times are UTC milliseconds.
+
+    on_asked: with the descriptor by which the answer will come, where it is to be passed on as it comes."""
 
     prompt_tokens: int = 0
     completion_tokens: int = 0
@@ -38,6 +40,8 @@ class Account(msgspec.Struct, eq=False):
     upstream_sent_ms: float | None = None
     first_token_ms: float | None = None
     last_token_ms: float | None = None
+    on_asked: Callable[[int], None] | None = None
+    on_first: Callable[[], None] | None = None
     on_head: Callable[[Mapping[str, str]], None] | None = None
     on_output: Callable[[], None] | None = None
     _prompt_characters: int = 0
@@ -56,7 +60,10 @@ class Account(msgspec.Struct, eq=False):
         """0 for a chunk that says nothing, as the first, which only names the role."""
         if characters:
             self.last_token_ms = now_ms()
-            self.first_token_ms = self.first_token_ms or self.last_token_ms
+            if self.first_token_ms is None:
+                self.first_token_ms = self.last_token_ms
+                if self.on_first is not None:
+                    self.on_first()
             self._output_characters += characters
             if self.on_output is not None:
                 self.on_output()

@@ -38,13 +38,18 @@ class Transport:
         self._connect_timeout_s = connect_timeout_s
         self._connections, self._names = Connections(most_rested), Names()
 
-    async def post(self, body: bytes, *, answer_by_s: float, traceparent: str = "") -> Response:
-        """Send; return when the headers are there. `answer_by_s`: monotonic. Raises UpstreamFailed."""
+    async def post(
+        self, body: bytes, *, answer_by_s: float, traceparent: str = "", asks: Callable[[int], None] | None = None
+    ) -> Response:
+        """Send; return when the headers are there. `answer_by_s`: monotonic; asks: told the descriptor by which the answer will
+        come. Raises UpstreamFailed."""
         left_s = answer_by_s - time.monotonic()
         if left_s <= 0:
             raise UpstreamFailed(Failure("timeout", "no time was left to ask"))
         head = self._head + f"traceparent: {traceparent}\r\n".encode("latin-1") if traceparent else self._head
         connection = self._connections.take() or await self._connected(left_s)
+        if asks is not None:
+            asks(connection.fileno())
         try:
             return Response(await connection.answer(head, body, answer_by_s), connection, self._connections)
         except OSError as error:

@@ -20,6 +20,7 @@ from backends.transport import UpstreamFailed
 from errors import Scope, error_object, verdict
 from ipc.channel import ChannelBroken
 from ipc.messages import Begun, Computed, End, FromChild, Outcome, Rates, Refuse, Task
+from ipc.pace import Awaited
 from limits.headers import levels
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ class Worker:
 
     async def compute(self, task: Task, run: Run) -> None:
         """Never raises: whatever goes wrong is this request's Outcome."""
-        piece = _Piece(run, _address(task))
+        piece = _Piece(run, _address(task), Awaited(self._couriers.links.pace))
         try:
             outcome = await self._outcome(piece, self._computed(task, piece))
         except Exception as bug:  # a bug of ours must not lose the request, nor take the child down
@@ -68,7 +69,7 @@ class Worker:
 
     async def refuse(self, refusal: Refuse, run: Run) -> None:
         """Deliver an error that was decided elsewhere. A stream may have begun in a child that died since."""
-        piece = _Piece(run, _address(refusal))
+        piece = _Piece(run, _address(refusal), Awaited(self._couriers.links.pace))
         try:
             outcome = await self._outcome(piece, self._refused(refusal, piece))
         except Exception:  # as above
@@ -102,6 +103,7 @@ class Worker:
     async def _computed(self, task: Task, piece: _Piece) -> Outcome:
         piece.account.on_head = lambda headers: self._pass_on_rates(task.number, headers)
         piece.account.on_output = piece.run.note_output
+        piece.account.on_asked, piece.account.on_first = piece.awaited.by, piece.awaited.over
         way = await self._way(piece)
         try:
             await self._answer(task, piece, way)
@@ -201,10 +203,12 @@ class _Piece(msgspec.Struct, eq=False):
 
     run: Run
     address: Address
+    awaited: Awaited
     account: Account = msgspec.field(default_factory=Account)
     way: Delivery | None = None
 
     def abandon(self) -> None:
+        self.awaited.over()
         if self.way is not None:
             self.way.abandon()
 

@@ -8,6 +8,7 @@ flight never does.
 from __future__ import annotations
 
 import asyncio
+import os
 import select
 import time
 
@@ -18,18 +19,20 @@ PASSES = 4  # of the event loop behind what was sent, before it rests: what has 
 
 
 class Pace:
-    """in_flight: to be counted by its owner."""
+    """in_flight: to be counted by its owner. What comes by one of the ending descriptors ends a rest."""
 
     def __init__(self) -> None:
         self.in_flight = 0
         self._turned_s = 0.0
         self._rests_soon = False
-        self._ending_fds: list[int] = []
+        self._ending_fds: set[int] = set()
 
     def ends_with(self, fd: int) -> None:
-        """What comes there ends a rest: new requests, whose first token somebody waits for."""
         if fd < SELECTABLE_BELOW:
-            self._ending_fds = [fd]
+            self._ending_fds.add(fd)
+
+    def ends_no_more_with(self, fd: int) -> None:
+        self._ending_fds.discard(fd)
 
     def rest_soon(self) -> None:
         """Once what this turn of the loop has begun is done, whoever asks for it."""
@@ -47,5 +50,36 @@ class Pace:
         """Behind a turn. Blocks the loop, for less than TURN_EACH_S."""
         self._rests_soon = False
         if self.in_flight >= BUSY_FROM and (left_s := self._turned_s + TURN_EACH_S - time.monotonic()) > 0:
-            select.select(self._ending_fds, [], [], left_s)
+            self._sleep(left_s)
         self._turned_s = time.monotonic()
+
+    def _sleep(self, within_s: float) -> None:
+        try:
+            select.select(self._ending_fds, [], [], within_s)
+        except OSError:  # one was closed, and whoever asked for it has not heard of that yet
+            self._ending_fds = {fd for fd in self._ending_fds if _is_open(fd)}
+
+
+class Awaited:
+    """What a requester waits for before it has seen anything. Its descriptor ends rests from `by` to `over`."""
+
+    def __init__(self, pace: Pace) -> None:
+        self._pace, self._fd = pace, -1
+
+    def by(self, fd: int) -> None:
+        self.over()
+        self._fd = fd
+        self._pace.ends_with(fd)
+
+    def over(self) -> None:
+        if self._fd >= 0:
+            self._pace.ends_no_more_with(self._fd)
+            self._fd = -1
+
+
+def _is_open(fd: int) -> bool:
+    try:
+        os.fstat(fd)
+    except OSError:
+        return False
+    return True

@@ -81,8 +81,12 @@ class Connection(asyncio.Protocol):
         if self._transport is None or not self.is_open:
             return False
         poll = select.poll()
-        poll.register(self._transport.get_extra_info("socket").fileno(), select.POLLIN)
+        poll.register(self.fileno(), select.POLLIN)
         return not poll.poll(0)
+
+    def fileno(self) -> int:
+        assert self._transport is not None
+        return int(self._transport.get_extra_info("socket").fileno())
 
     def close(self) -> None:
         self.is_open = False

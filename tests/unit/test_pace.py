@@ -6,7 +6,7 @@ import asyncio
 import os
 import time
 
-from ipc.pace import BUSY_FROM, TURN_EACH_S, Pace
+from ipc.pace import BUSY_FROM, TURN_EACH_S, Awaited, Pace
 
 
 def took_s(pace: Pace, turns: int) -> float:
@@ -74,5 +74,37 @@ def test_a_message_ends_a_rest() -> None:
     assert took_s(pace, 1) > TURN_EACH_S * 0.5, "nothing has come"
     os.write(writing, b"x")
     assert took_s(pace, 1) < TURN_EACH_S * 0.5
+    os.close(reading)
+    os.close(writing)
+
+
+def test_what_is_awaited_ends_a_rest_until_it_has_come() -> None:
+    pace = Pace()
+    pace.in_flight = BUSY_FROM
+    reading, writing = os.pipe()
+    os.write(writing, b"a first token")
+    awaited = Awaited(pace)
+    awaited.by(reading)
+    pace.rest()
+    assert took_s(pace, 1) < TURN_EACH_S * 0.5
+    awaited.over()
+    assert took_s(pace, 1) > TURN_EACH_S * 0.5, "what follows it is worked on together with others"
+    os.close(reading)
+    os.close(writing)
+
+
+def test_what_was_closed_meanwhile_ends_no_rest() -> None:
+    pace = Pace()
+    pace.in_flight = BUSY_FROM
+    (lost, other), (reading, writing) = os.pipe(), os.pipe()
+    Awaited(pace).by(lost)
+    Awaited(pace).by(reading)
+    os.close(lost)
+    os.close(other)
+    pace.rest()
+    pace.rest()  # finds out
+    assert took_s(pace, 1) > TURN_EACH_S * 0.5
+    os.write(writing, b"x")
+    assert took_s(pace, 1) < TURN_EACH_S * 0.5, "of the one that is open"
     os.close(reading)
     os.close(writing)
