@@ -81,9 +81,13 @@ class Consumer:
         """What has arrived since the last call."""
         return self._inbox.take()
 
-    def allow(self, count: int) -> None:
-        """How many more may be received as of now; those that have arrived and were not taken yet count."""
+    def allow(self, count: int) -> bool:
+        """How many more may be received as of now; those that have arrived and were not taken yet count. Returns whether any
+        has: what the client holds already comes at once."""
+        if count > 0 and not self._inbox.has_room() and self._lines:
+            self._lines[-1].receive_prefetched()
         self._inbox.allow(count)
+        return not self._inbox.is_empty()
 
     def acknowledge(self, received: Received) -> None:
         """Fire and forget: an acknowledgement that gets lost brings the message back, and it is acknowledged again."""

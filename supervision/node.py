@@ -127,7 +127,9 @@ class Node:
                     self._do_chores(ready)
                 self._receive()
                 self._dispatcher.run()
-                self._ask_for_more()
+                while self._ask_for_more():
+                    self._receive()
+                    self._dispatcher.run()
             self._end()
         except SecondSignal as second:
             self._crew.kill_all()
@@ -279,14 +281,14 @@ class Node:
             if child.retires and child.can_be_told and not self._requests.ledger.aboard(child.number):
                 self._crew.send(child, Stop())
 
-    def _ask_for_more(self) -> None:
+    def _ask_for_more(self) -> bool:
+        """Whether there is more already."""
         if self._is_draining():
-            self._consumer.allow(0)
-        elif self._is_closed():
-            self._consumer.allow(int(time.monotonic() >= self._next_probe_s))
-        else:
-            self._next_probe_s = time.monotonic() + PROBE_EACH_S
-            self._consumer.allow(self._room())
+            return self._consumer.allow(0)
+        if self._is_closed():
+            return self._consumer.allow(int(time.monotonic() >= self._next_probe_s))
+        self._next_probe_s = time.monotonic() + PROBE_EACH_S
+        return self._consumer.allow(self._room())
 
     def _tell(self) -> None:
         """The log, who ended; probes, pages and systemd, where there are any, how it is."""

@@ -222,6 +222,30 @@ def test_a_batch_is_received_whole_whatever_is_allowed(scene: Scene) -> None:
     scene.receive(1)
 
 
+def test_what_the_client_holds_already_comes_at_once_to_who_has_room(scene: Scene) -> None:
+    scene.start()
+    held = scene.consumers[0].prefetched
+    held.append(message(1))
+    scene.receive(1, room=1)
+    time.sleep(0.05)  # its thread waits for room now
+    held.extend([message(2), message(3), *(message(4, index, 3) for index in range(3)), message(5)])
+    for expected in ([2], [3], [4, 4, 4], [5]):
+        assert scene.consumer.allow(1)
+        assert [received.key[2] for received in scene.consumer.take()] == expected, "a batch is taken whole here too"
+    assert not scene.consumer.allow(0)
+
+
+def test_who_has_room_waits_for_nothing_and_what_comes_later_is_received_all_the_same(scene: Scene) -> None:
+    scene.start()
+    held = scene.consumers[0].prefetched
+    held.append(message(1))
+    scene.receive(1, room=1)
+    time.sleep(0.05)
+    assert not scene.consumer.allow(1), "nothing was there"
+    held.append(message(2))
+    scene.until(lambda: [received.key[2] for received in scene.consumer.take()] == [2], "what came later")
+
+
 def test_a_batch_that_was_cut_off_in_its_middle_keeps_no_old_consumer_open(scene: Scene) -> None:
     scene.start()
     scene.consumers[0].prefetched.extend(message(1, index, 5) for index in range(3))
