@@ -1,8 +1,9 @@
 """The floor: the bare cost of a request's parts, `python -m bench.floor --url pulsar://… --model NAME`.
 
-It does a node's work in a node's place, with a node's client libraries: receive and acknowledge with Pulsar's, ask the upstream
-with httptools on uvloop, send the answer, publish a record. Nothing is caught, counted, limited, timed, tried again or kept
-apart, and what goes wrong ends it. Whatever a node costs more is what it costs to be one.
+It does a node's work in a node's place, with a node's client libraries: receive and acknowledge with Pulsar's, one at a time, as
+what is prefetched no other node can have; ask the upstream with httptools on uvloop; send the answer; publish a record of its
+usage. Nothing is caught, checked, counted, limited, timed, tried again or kept apart, and what goes wrong ends it. Whatever a
+node costs more is what it costs to be one.
 """
 
 from __future__ import annotations
@@ -29,8 +30,7 @@ from backends.demo import ANSWER
 from bench.client import quiet_client
 from messaging.topics import request_topic, subscription
 
-NUMBER, FRAME = struct.Struct("!I"), struct.Struct("!II")
-RECORD = json.dumps({"a usage record": "x" * 900}).encode()
+ENDED, FRAME = struct.Struct("!III"), struct.Struct("!II")
 DEMO_MESSAGE = {"role": "assistant", "content": ANSWER}
 DEMO = json.dumps({"object": "chat.completion", "choices": [{"index": 0, "message": DEMO_MESSAGE, "finish_reason": "stop"}]}).encode()
 
@@ -47,6 +47,26 @@ class Envelope(msgspec.Struct):
         """"" where none is offered."""
         offered = self.metadata.get("workernode", {}).get("link")
         return str(msgspec.json.decode(offered)) if offered else ""
+
+
+class Usage(msgspec.Struct):
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+
+class Completion(msgspec.Struct):
+    """Or a stream's last event."""
+
+    usage: Usage | None = None
+
+
+class Record(msgspec.Struct):
+    """As long as a node's."""
+
+    request_id: str
+    usage: Usage
+    model: str
+    others: str = "x" * 800
 
 
 class Wire(asyncio.Protocol):
@@ -127,19 +147,23 @@ class Answers:
         self._rested: dict[str, list[Call]] = {}
         self._links: dict[str, asyncio.Future[Link]] = {}
 
-    async def answer(self, request: Envelope) -> None:
+    async def answer(self, request: Envelope) -> Usage:
         identifier = msgspec.json.encode(request.request_id)
         head = b'{"request_id":' + identifier
         if not request.link:
-            await self._post(request.endpoint, head + b',"data":' + await self._whole(request) + b"}", lambda _: None)
-            return
+            whole = await self._whole(request)
+            await self._post(request.endpoint, head + b',"data":' + whole + b"}", lambda _: None)
+            return usage_in(whole)
         link = await self._link(request.link)
         link.send(b'{"type":"begin","request_id":' + identifier + b',"attempt":1}')
         if request.stream:
-            await self._stream(request, lambda events: link.send(*(head + b',"end":false,"data":' + event + b"}" for event in events)))
+            between = head + b',"end":false,"data":'
+            last = await self._stream(request, lambda events: link.send(*(between + event + b"}" for event in events)))
             link.send(head + b',"end":true}')
-        else:
-            link.send(head + b',"end":true,"data":' + await self._whole(request) + b"}")
+            return usage_in(last)
+        whole = await self._whole(request)
+        link.send(head + b',"end":true,"data":' + whole + b"}")
+        return usage_in(whole)
 
     async def _whole(self, request: Envelope) -> bytes:
         if not self._upstream:
@@ -148,17 +172,19 @@ class Answers:
         await self._post(self._upstream, bytes(request.data), pieces.append)
         return b"".join(pieces)
 
-    async def _stream(self, request: Envelope, send: Callable[[list[bytes]], None]) -> None:
-        """Each piece's events at once, when it comes."""
-        kept = b""
+    async def _stream(self, request: Envelope, send: Callable[[list[bytes]], None]) -> bytes:
+        """Each piece's events at once, when it comes. Returns the last."""
+        kept, last = b"", b"{}"
 
         def take(piece: bytes) -> None:
-            nonlocal kept
+            nonlocal kept, last
             *events, kept = (kept + piece).split(b"\n\n")
             if found := [event[6:] for event in events if event != b"data: [DONE]"]:
+                last = found[-1]
                 send(found)
 
         await self._post(self._upstream, bytes(request.data), take)
+        return last
 
     async def _post(self, url: str, body: bytes, take: Callable[[bytes], None]) -> None:
         parts = urlsplit(url)
@@ -173,14 +199,19 @@ class Answers:
         return await asyncio.shield(self._links[url])
 
 
+def usage_in(answer: bytes) -> Usage:
+    return msgspec.json.decode(answer, type=Completion).usage or Usage()
+
+
 class Queue:
     """The floor's side of the broker."""
 
-    def __init__(self, url: str, model: str, at_once: int) -> None:
+    def __init__(self, url: str, model: str) -> None:
+        self._model = model
         client = quiet_client(url)
         self._consumer = client.subscribe(
             request_topic(model), subscription(model), consumer_type=pulsar.ConsumerType.Shared,
-            initial_position=pulsar.InitialPosition.Earliest, receiver_queue_size=at_once,
+            initial_position=pulsar.InitialPosition.Earliest, receiver_queue_size=1,
         )  # fmt: skip
         self._records = client.create_producer(
             f"records-of-{model}", batching_enabled=True, batching_max_publish_delay_ms=5, block_if_queue_full=True
@@ -194,8 +225,8 @@ class Queue:
         while True:
             loop.call_soon_threadsafe(take, self._consumer.receive())
 
-    def end(self, message: pulsar.Message) -> None:
-        self._records.send_async(RECORD, lambda result, _: None)
+    def end(self, message: pulsar.Message, request_id: str, usage: Usage) -> None:
+        self._records.send_async(msgspec.json.encode(Record(request_id, usage, self._model)), lambda result, _: None)
         self._consumer.acknowledge(message)
 
 
@@ -213,8 +244,8 @@ class Floor:
     async def _work(self) -> None:
         while True:
             message = await self._received.get()
-            await self._answers.answer(msgspec.json.decode(message.data(), type=Envelope))
-            self._queue.end(message)
+            request = msgspec.json.decode(message.data(), type=Envelope)
+            self._queue.end(message, request.request_id, await self._answers.answer(request))
 
 
 class Receiving(Wire):
@@ -238,8 +269,8 @@ class Receiving(Wire):
             self.transport.write(FRAME.pack(self._last, len(message.data())) + message.data())
 
     def data_received(self, data: bytes) -> None:
-        for (number,) in NUMBER.iter_unpack(data):
-            self._queue.end(self._open.pop(number))
+        for number, prompt_tokens, completion_tokens in ENDED.iter_unpack(data):
+            self._queue.end(self._open.pop(number), str(number), Usage(prompt_tokens, completion_tokens))
         self._hand_over()
 
 
@@ -263,8 +294,8 @@ class Working(Wire):
             task.add_done_callback(self._tasks.discard)
 
     async def _work(self, number: int, request: Envelope) -> None:
-        await self._answers.answer(request)
-        self.transport.write(NUMBER.pack(number))
+        usage = await self._answers.answer(request)
+        self.transport.write(ENDED.pack(number, usage.prompt_tokens, usage.completion_tokens))
 
 
 def main() -> None:
@@ -296,7 +327,7 @@ async def _answer_apart(upstream: str, end: socket.socket) -> None:
 
 async def _run(url: str, model: str, at_once: int, upstream: str, answering: socket.socket | None) -> None:
     """What goes wrong ends the process: a floor that lost a part of it would look cheap."""
-    queue = Queue(url, model, at_once)
+    queue = Queue(url, model)
     print("the floor is ready", flush=True)
     try:
         if answering is None:
