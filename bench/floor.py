@@ -11,10 +11,8 @@ from __future__ import annotations
 import argparse
 import asyncio
 import base64
-import collections
 import json
 import os
-import socket
 import struct
 import threading
 from collections.abc import Callable
@@ -30,7 +28,6 @@ from backends.demo import ANSWER
 from bench.client import quiet_client
 from messaging.topics import request_topic, subscription
 
-ENDED, FRAME = struct.Struct("!III"), struct.Struct("!II")
 DEMO_MESSAGE = {"role": "assistant", "content": ANSWER}
 DEMO = json.dumps({"object": "chat.completion", "choices": [{"index": 0, "message": DEMO_MESSAGE, "finish_reason": "stop"}]}).encode()
 
@@ -98,6 +95,10 @@ class Call(Wire):
     def on_body(self, piece: bytes) -> None:
         self._take(piece)
 
+    @property
+    def status(self) -> int:
+        return int(self._parser.get_status_code())
+
     def on_message_complete(self) -> None:
         self._over.set_result(None)
 
@@ -110,7 +111,7 @@ class Link(Wire):
         lines = [f"GET {parts.path} HTTP/1.1", f"Host: {parts.netloc}", "Upgrade: websocket", "Connection: Upgrade"]
         lines += [f"Sec-WebSocket-Key: {base64.b64encode(bytes(16)).decode()}", "Sec-WebSocket-Version: 13", "", ""]
         self._opened: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        await _connected(self, url)
+        await connected(self, url)
         self.transport.write("\r\n".join(lines).encode())
         await self._opened  # what came with the handshake would be dropped
         return self
@@ -126,7 +127,7 @@ class Link(Wire):
         self.transport.write(b"\x81" + _length(len(text)) + bytes(4) + text)
 
 
-async def _connected(wire: _Wire, url: str) -> _Wire:
+async def connected(wire: _Wire, url: str) -> _Wire:
     parts = urlsplit(url)
     await asyncio.get_running_loop().create_connection(lambda: wire, str(parts.hostname), int(parts.port or 80))
     return wire
@@ -189,7 +190,7 @@ class Answers:
     async def _post(self, url: str, body: bytes, take: Callable[[bytes], None]) -> None:
         parts = urlsplit(url)
         rested = self._rested.setdefault(parts.netloc, [])
-        call = rested.pop() if rested else await _connected(Call(), url)
+        call = rested.pop() if rested else await connected(Call(), url)
         await call.post(url, body, take)
         rested.append(call)
 
@@ -226,7 +227,14 @@ class Queue:
             loop.call_soon_threadsafe(take, self._consumer.receive())
 
     def end(self, message: pulsar.Message, request_id: str, usage: Usage) -> None:
-        self._records.send_async(msgspec.json.encode(Record(request_id, usage, self._model)), lambda result, _: None)
+        self.record(msgspec.json.encode(Record(request_id, usage, self._model)), lambda: None)
+        self.acknowledge(message)
+
+    def record(self, record: bytes, confirmed: Callable[[], object]) -> None:
+        """`confirmed` is called by a thread of the client's."""
+        self._records.send_async(record, lambda result, _: confirmed())
+
+    def acknowledge(self, message: pulsar.Message) -> None:
         self._consumer.acknowledge(message)
 
 
@@ -248,56 +256,6 @@ class Floor:
             self._queue.end(message, request.request_id, await self._answers.answer(request))
 
 
-class Receiving(Wire):
-    """The floor in two processes, as a node keeps the queue's client and the model's apart: this one receives, hands each request
-    over, and hears its number once it is answered."""
-
-    def __init__(self, queue: Queue, at_once: int) -> None:
-        self._queue, self._at_once = queue, at_once
-        self._waiting: collections.deque[pulsar.Message] = collections.deque()
-        self._open: dict[int, pulsar.Message] = {}
-        self._last = 0
-
-    def take(self, message: pulsar.Message) -> None:
-        self._waiting.append(message)
-        self._hand_over()
-
-    def _hand_over(self) -> None:
-        while self._waiting and len(self._open) < self._at_once:
-            self._last += 1
-            self._open[self._last] = message = self._waiting.popleft()
-            self.transport.write(FRAME.pack(self._last, len(message.data())) + message.data())
-
-    def data_received(self, data: bytes) -> None:
-        for number, prompt_tokens, completion_tokens in ENDED.iter_unpack(data):
-            self._queue.end(self._open.pop(number), str(number), Usage(prompt_tokens, completion_tokens))
-        self._hand_over()
-
-
-class Working(Wire):
-    """The other one."""
-
-    def __init__(self, answers: Answers) -> None:
-        self._answers, self._buffer = answers, bytearray()
-        self._tasks: set[asyncio.Task[None]] = set()
-
-    def data_received(self, data: bytes) -> None:
-        self._buffer += data
-        while len(self._buffer) >= FRAME.size:
-            number, length = FRAME.unpack_from(self._buffer)
-            if len(self._buffer) < FRAME.size + length:
-                return
-            request = msgspec.json.decode(bytes(self._buffer[FRAME.size : FRAME.size + length]), type=Envelope)
-            del self._buffer[: FRAME.size + length]
-            task = asyncio.create_task(self._work(number, request))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
-
-    async def _work(self, number: int, request: Envelope) -> None:
-        usage = await self._answers.answer(request)
-        self.transport.write(ENDED.pack(number, usage.prompt_tokens, usage.completion_tokens))
-
-
 def main() -> None:
     parser = argparse.ArgumentParser("python -m bench.floor", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--url", required=True, help="of the broker")
@@ -305,37 +263,20 @@ def main() -> None:
     parser.add_argument("--upstream", default="", help="default: a fixed answer")
     parser.add_argument("--at-once", type=int, default=64)
     parser.add_argument("--processes", type=int, default=1, help="that share them")
-    parser.add_argument("--apart", action="store_true", help="each of them is two: one receives, one answers")
     given = parser.parse_args()
     for _ in range(given.processes - 1):
         if not os.fork():  # before there is a client or a thread
             break
-    answering = socket.socketpair() if given.apart else None
-    is_answering = answering is not None and not os.fork()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        if answering is not None and is_answering:
-            runner.run(_answer_apart(given.upstream, answering[1]))
-        else:
-            at_once = -(-given.at_once // given.processes)
-            runner.run(_run(given.url, given.model, at_once, given.upstream, answering[0] if answering else None))
+        runner.run(_run(given.url, given.model, -(-given.at_once // given.processes), given.upstream))
 
 
-async def _answer_apart(upstream: str, end: socket.socket) -> None:
-    await asyncio.get_running_loop().create_connection(lambda: Working(Answers(upstream)), sock=end)
-    await asyncio.Event().wait()
-
-
-async def _run(url: str, model: str, at_once: int, upstream: str, answering: socket.socket | None) -> None:
+async def _run(url: str, model: str, at_once: int, upstream: str) -> None:
     """What goes wrong ends the process: a floor that lost a part of it would look cheap."""
     queue = Queue(url, model)
     print("the floor is ready", flush=True)
     try:
-        if answering is None:
-            await Floor(queue, Answers(upstream), at_once).run()
-        else:
-            _, receiving = await asyncio.get_running_loop().create_connection(lambda: Receiving(queue, at_once), sock=answering)
-            queue.receive(receiving.take)
-            await asyncio.Event().wait()
+        await Floor(queue, Answers(upstream), at_once).run()
     except BaseException as error:
         print(f"the floor ended: {error!r}", flush=True)
         os._exit(1)

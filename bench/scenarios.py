@@ -41,8 +41,9 @@ def api(stage: Stage, table: Table, length: Length) -> Iterator[Row]:
         floor = stage.through_gateway(work, plan, floor=True)
         found = stage.through_gateway(work, plan)
         yield from table.api(what, found, floor)
-        apart = stage.through_gateway(work, plan, apart=True)
-        yield table.row(f"{what}: node, beside a floor of two processes", CPU, found.node_cpu, apart.node_cpu)
+        promises = stage.through_gateway(work, plan, promises=True)
+        yield table.right(f"{what}, floor with a node's promises", promises)
+        yield table.row(f"{what}: node, beside a floor with a node's promises", CPU, found.node_cpu, promises.node_cpu)
         yield table.row(f"{what}: node, gateway and broker", CPU, found.path_cpu, floor.path_cpu)
         yield from table.cpu_by_process(what, found)
 

@@ -111,24 +111,24 @@ class Stage:
         """Started by `with`."""
         return NodeProcess(self.variables(model, work))
 
-    def worker(self, model: str, work: Work, floor: bool, apart: bool = False) -> NodeProcess:
-        return self.floor(model, work, apart) if floor or apart else self.node(model, work)
+    def worker(self, model: str, work: Work, floor: bool, promises: bool = False) -> NodeProcess:
+        return self.floor(model, work, promises) if floor or promises else self.node(model, work)
 
-    def floor(self, model: str, work: Work, apart: bool = False) -> NodeProcess:
-        """apart: what receives and what answers are two processes, as a node's are."""
+    def floor(self, model: str, work: Work, promises: bool = False) -> NodeProcess:
+        """promises: with a node's, in the fewest lines (bench/promises.py)."""
         options = ["--url", self.broker.url, "--model", model, "--at-once", str(work.slots)]
-        options += ["--processes", "1" if apart else str(min(FLOOR_PROCESSES, work.slots)), *(["--apart"] if apart else [])]
-        return _Floor({}, command=("-m", "bench.floor", *options, "--upstream", self.upstream_url if work.mock else ""))
+        options += ["--processes", str(min(FLOOR_PROCESSES, work.slots)), "--upstream", self.upstream_url if work.mock else ""]
+        return _Floor({}, command=("-m", "bench.promises" if promises else "bench.floor", *options))
 
     def gateway(self) -> NodeProcess:
         return _Gateway({"PULSAR_URL": self.broker.url}, command=("-m", "gateway"), gateway=True)
 
     # measuring
 
-    def through_gateway(self, work: Work, plan: Plan, *, floor: bool = False, apart: bool = False) -> Measured:
+    def through_gateway(self, work: Work, plan: Plan, *, floor: bool = False, promises: bool = False) -> Measured:
         """The whole path: load → gateway → broker → node (or floor) → upstream, and back."""
         model = new_model()
-        with self.gateway() as gateway, self.worker(model, work, floor, apart) as node:
+        with self.gateway() as gateway, self.worker(model, work, floor, promises) as node:
             programs = {watch.NODE: node.pid, watch.GATEWAY: gateway.pid, watch.BROKER: self.broker.pid}
             url = f"http://127.0.0.1:{gateway.port}"
             return self.measure("bench.load", replaced(plan, url=url, model=model, work=work), programs)
