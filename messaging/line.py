@@ -40,7 +40,8 @@ class Inbox:
 
     def __init__(self, wake: Callable[[], None]) -> None:
         self._wake = wake
-        self._changed = threading.Condition()
+        self._lock = threading.Lock()  # entered for each message: a Condition takes three times as long to enter as its lock
+        self._changed = threading.Condition(self._lock)
         self._arrived: deque[Received] = deque()
         self._allowed = 0
         self._held: dict[Key, Line] = {}
@@ -48,14 +49,14 @@ class Inbox:
         self.silent_since_s = time.monotonic()
 
     def take(self) -> list[Received]:
-        with self._changed:
+        with self._lock:
             arrived = list(self._arrived)
             self._arrived.clear()
             return arrived
 
     def allow(self, count: int) -> None:
         """How many more may be received as of now; those that have arrived and were not taken yet count."""
-        with self._changed:
+        with self._lock:
             had_room, self._allowed = self._allowed > 0, count - len(self._arrived)
             if self._allowed > 0 and not had_room:  # else nobody waits for it, and this is called each turn
                 self._changed.notify_all()
@@ -66,7 +67,7 @@ class Inbox:
 
     def note(self, received: Received, line: Line) -> None:
         """As `put`, by who takes it: nobody has to be woken."""
-        with self._changed:
+        with self._lock:
             self._allowed -= 1
             self._arrived.append(received)
             self._held[received.key] = line
@@ -74,11 +75,11 @@ class Inbox:
 
     def settle(self, key: Key) -> None:
         """It was acknowledged."""
-        with self._changed:
+        with self._lock:
             self._held.pop(key, None)
 
     def holds_any_of(self, line: Line) -> bool:
-        with self._changed:
+        with self._lock:
             return any(holder is line for holder in self._held.values())
 
     def is_empty(self) -> bool:

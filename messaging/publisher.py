@@ -83,11 +83,12 @@ class _Topic:
         self._not_before_s = 0.0
         self._in_trouble = False
         self._closed = False
-        self._changed = threading.Condition()
+        self._lock = threading.Lock()  # entered for each message: a Condition takes three times as long to enter as its lock
+        self._changed = threading.Condition(self._lock)
         threading.Thread(target=self._run, name="publisher", daemon=True).start()
 
     def take(self, item: _Item) -> None:
-        with self._changed:
+        with self._lock:
             self.unconfirmed += 1
             producer = self._producer
             if producer is None:
@@ -159,14 +160,14 @@ class _Topic:
                 self._producer = None
 
     def _on_confirmed(self, item: _Item) -> None:
-        with self._changed:
+        with self._lock:
             recovered, self._in_trouble = self._in_trouble, False
         if recovered:
             logger.info("{} takes messages again; {} are waiting", item.publish.topic, self.unconfirmed)
         self._settle(item)
 
     def _settle(self, item: _Item) -> None:
-        with self._changed:
+        with self._lock:
             self.unconfirmed -= 1
         try:
             item.confirmed()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from operator import itemgetter
 
 from loguru import logger
 
@@ -71,12 +72,16 @@ class Dispatcher:
         ledger = self._requests.ledger
         if not ledger.count_in(Line.TASK):
             return
-        able = [child for child in self._crew.backends() if child.capacity and not self._is_set_apart(child)]
-        while able and (entry := self._requests.next_for_child(Line.TASK)) is not None:
-            child = max(able, key=lambda c: c.capacity - ledger.load(c.number))
-            if ledger.load(child.number) >= child.capacity or not self._upstream.may_take(entry.job.request.data):
+        room = {
+            child.number: (child.capacity - ledger.load(child.number), child)
+            for child in self._crew.backends() if child.capacity and not self._is_set_apart(child)
+        }  # fmt: skip
+        while room and (entry := self._requests.next_for_child(Line.TASK)) is not None:
+            left, child = max(room.values(), key=itemgetter(0))
+            if left <= 0 or not self._upstream.may_take(entry.job.request.data):
                 return
             self._send_task(child, entry)
+            room[child.number] = left - 1 if child.can_be_told else 0, child  # what is sent may end it
 
     def _is_set_apart(self, child: Child) -> bool:
         return child.number == self._reserved or self._requests.ledger.is_quarantined(child.number)

@@ -17,7 +17,8 @@ def test_a_quick_run_measures_node_and_floor(tmp_path: Path) -> None:
     assert run.returncode in (0, 1), run.stderr  # 1: a target is missed, as on a busy machine
     rows = {row.what: row for row in results.read(found)}
     assert rows["64 in flight: answered rightly"].measured == 100
-    for name in ("answers", "latency p50", "node", "node, gateway and broker"):
+    for name in ("answers", "latency p50", "node", "node, gateway and broker", "node, beside a floor with a node's promises"):
         row = rows[f"64 in flight: {name}"]
         assert row.measured and row.floor, row
+    assert rows["64 in flight, floor with a node's promises: answered rightly"].measured == 100
     assert "64 in flight: answers" in run.stdout
