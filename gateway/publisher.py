@@ -61,12 +61,10 @@ class PulsarPublisher:
         return len(self._topics)
 
     async def publish(self, model: str, payload: bytes) -> None:
-        topic = self._topic(model)
+        topic, by_s = self._topic(model), asyncio.get_running_loop().time() + self._timeout_s
         topic.in_flight += 1
         try:
-            async with asyncio.timeout(self._timeout_s):
-                producer = await asyncio.shield(topic.producer)  # others wait for the same one
-                result = await _send(producer, payload)
+            result = await _send(await self._made(topic), payload, by_s)
         except TimeoutError:
             result = "Timeout"
         except Exception as error:  # whatever the client raises means that there is no producer
@@ -75,6 +73,13 @@ class PulsarPublisher:
         finally:
             topic.in_flight -= 1
         self._judge(model, topic, result)
+
+    async def _made(self, topic: _Topic) -> pulsar.Producer:
+        """Raises TimeoutError, and what the client raised."""
+        if not topic.producer.done():
+            async with asyncio.timeout(self._timeout_s):
+                await asyncio.shield(topic.producer)  # others wait for the same one
+        return topic.producer.result()
 
     def _topic(self, model: str) -> _Topic:
         topic = self._topics.get(model)
@@ -138,8 +143,8 @@ class PulsarPublisher:
         self._client.close()
 
 
-async def _send(producer: pulsar.Producer, payload: bytes) -> str:
-    """The result's name, `Ok` where the queue has it."""
+async def _send(producer: pulsar.Producer, payload: bytes, by_s: float) -> str:
+    """The result's name, `Ok` where the queue has it, `Timeout` where it said nothing by then (the loop's time)."""
     loop = asyncio.get_running_loop()
     sent: asyncio.Future[str] = loop.create_future()
 
@@ -155,7 +160,11 @@ async def _send(producer: pulsar.Producer, payload: bytes) -> str:
             return
 
     producer.send_async(payload, done)
-    return await sent
+    timer = loop.call_at(by_s, tell, "Timeout")  # a third of asyncio.timeout's cost
+    try:
+        return await sent
+    finally:
+        timer.cancel()
 
 
 def _failed(made: asyncio.Future[pulsar.Producer]) -> bool:

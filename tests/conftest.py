@@ -16,9 +16,17 @@ _ON_WELL_KNOWN_PORTS = ("test_all_in_one.py", "test_start_sh.py", "test_ai_sh.py
 _ON_REAL_PULSAR = re.compile(r"/acceptance/.*\[pulsar\b")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--thorough", action="store_true", help="on real Pulsar too what any queue will do for")
+
+
 @pytest.hookimpl(trylast=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Real Pulsar goes first, as it takes longest."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Real Pulsar goes first, as it takes longest, and without what has nothing of the queue in it."""
+    if not config.getoption("--thorough"):
+        left = [item for item in items if item.get_closest_marker("whatever_queue") and _ON_REAL_PULSAR.search(item.nodeid)]
+        config.hook.pytest_deselected(items=left)
+        items[:] = [item for item in items if item not in left]
     items.sort(key=lambda item: not _ON_REAL_PULSAR.search(item.nodeid))
 
 

@@ -10,6 +10,7 @@ import uuid
 from collections.abc import Callable
 
 import psutil
+import pytest
 
 from tests.acceptance.test_node import fresh
 from tests.real.brokers import Broker
@@ -35,6 +36,7 @@ def server_of(node: NodeProcess) -> psutil.Process:
     return next(p for p in node.tree() if p.cmdline()[1:3] == ["-m", "tests.real.upstream"])
 
 
+@pytest.mark.whatever_queue
 def test_a_model_server_that_fails_loses_nobody(pulsar: Broker) -> None:
     model = fresh("faults")
     queue = {"PULSAR_URL": pulsar.url, "RES_TOPIC_NAME": f"res-{model}"}

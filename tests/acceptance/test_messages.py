@@ -134,6 +134,7 @@ def test_a_requester_that_cannot_be_reached_costs_one_computing_and_leaves_a_dea
     scene.wait_empty()
 
 
+@pytest.mark.whatever_queue
 def test_a_hanging_requester_holds_nobody_else_up(scene: Scene) -> None:
     """Each of more hanging deliveries than there are slots ends by its deadline, and others pass by meanwhile."""
     scene.requester.hangs = True
@@ -190,6 +191,7 @@ def test_a_stopped_child_is_replaced_and_its_requests_are_answered(scene: Scene)
     wait_until(lambda: not any(child.is_running() for child in stopped), within_s=10, what="end of the stopped ones")
 
 
+@pytest.mark.whatever_queue
 def test_a_drain_cuts_a_local_models_stream_with_an_error(pulsar: Broker) -> None:
     """Its only child is ended with its model server; the stream that had begun gets its end all the same, and at once."""
     model = f"cut-{uuid.uuid4().hex[:8]}"
@@ -210,6 +212,7 @@ def test_a_drain_cuts_a_local_models_stream_with_an_error(pulsar: Broker) -> Non
         scene.wait_empty()
 
 
+@pytest.mark.whatever_queue
 def test_a_draining_gateway_tells_those_who_wait(pulsar: Broker) -> None:
     variables = {"MODEL_NAME": f"drain-{uuid.uuid4().hex[:8]}", "PULSAR_URL": pulsar.url, "DRAIN_TIMEOUT_S": "2"}
     with NodeProcess(variables, gateway=True) as node, ThreadPoolExecutor(1) as threads:

@@ -50,6 +50,7 @@ def remote(pulsar: Broker, upstream: Upstream, model: str, more: Mapping[str, st
     return NodeProcess({**variables, **more}, gateway=gateway)
 
 
+@pytest.mark.whatever_queue
 def test_a_local_model_answers_whole_and_streamed(pulsar: Broker) -> None:
     model = fresh("smollm2")
     variables = {"NODE_TYPE": "local", "MODEL_NAME": model, "PULSAR_URL": pulsar.url, "PULSAR_ADMIN_URL": pulsar.admin_url}
@@ -89,6 +90,7 @@ def test_an_api_answers_and_its_usage_is_recorded_once(pulsar: Broker, upstream:
         assert "sk-test-of-the-node" not in node.log()
 
 
+@pytest.mark.whatever_queue
 @pytest.mark.parametrize(
     ("behaviour", "error"),
     [
@@ -122,6 +124,7 @@ def node_of_errors(pulsar: Broker, _shared_upstream: Upstream) -> Iterator[NodeP
         yield running
 
 
+@pytest.mark.whatever_queue
 def test_an_error_after_output_began_ends_the_stream_with_it(node_of_errors: NodeProcess) -> None:
     client, model, seen = client_of(node_of_errors), node_of_errors.model, []
     with pytest.raises(openai.APIError):
@@ -219,6 +222,7 @@ def _lives(process: psutil.Process) -> bool:
         return False
 
 
+@pytest.mark.whatever_queue
 def test_pieces_arrive_as_they_are_made(pulsar: Broker, upstream: Upstream) -> None:
     """The second half of the answer does not exist yet when the first half is here."""
     model = fresh("pace")
@@ -231,6 +235,7 @@ def test_pieces_arrive_as_they_are_made(pulsar: Broker, upstream: Upstream) -> N
         chunks.close()
 
 
+@pytest.mark.whatever_queue
 def test_log_holds_no_secret_and_no_traceback(node_of_errors: NodeProcess) -> None:
     log = Path(node_of_errors.log_path).read_text()
     assert "Traceback" not in log and "sk-test-of-the-node" not in log

@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 import uuid
 
+import pytest
+
 from tests.real.brokers import Broker
 from tests.real.node import NodeProcess
 from tests.real.requester import Requester
@@ -27,6 +29,7 @@ def publish(topics: Topics, requester: Requester, count: int) -> set[str]:
     return ids
 
 
+@pytest.mark.whatever_queue
 def test_a_long_queue_is_worked_off_at_the_upstreams_pace(pulsar: Broker) -> None:
     model = f"paced-{uuid.uuid4().hex[:8]}"
     with Upstream(rpm=600, burst=10) as upstream, Requester() as requester, Topics(pulsar.url, model, f"res-{model}") as topics:
@@ -54,6 +57,7 @@ def test_what_a_node_may_not_send_other_nodes_get(pulsar: Broker) -> None:
         assert took_s < 30
 
 
+@pytest.mark.whatever_queue
 def test_refusals_pause_the_node_and_nothing_is_lost(pulsar: Broker) -> None:
     """An upstream that tells nothing beforehand."""
     model = f"untold-{uuid.uuid4().hex[:8]}"

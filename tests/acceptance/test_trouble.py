@@ -85,6 +85,7 @@ def test_a_key_that_expires_ends_the_node_and_costs_no_request(scene: Scene, tmp
     assert not any(KEY in where for where in [log, str(records), str(api.asked), *answers])
 
 
+@pytest.mark.whatever_queue
 def test_in_a_cluster_the_node_stays_not_ready_and_recovers(scene: Scene) -> None:
     with scene.node(KUBERNETES_SERVICE_HOST="10.0.0.1") as node:
         scene.upstream.everybody("err-404-model")
@@ -96,6 +97,7 @@ def test_in_a_cluster_the_node_stays_not_ready_and_recovers(scene: Scene) -> Non
     assert log.count("ConfigurationError:") == 1
 
 
+@pytest.mark.whatever_queue
 def test_out_of_quota_nothing_is_asked_but_a_probe_until_money_comes(scene: Scene) -> None:
     with scene.node(RECHECK_S="2") as node:
         scene.upstream.everybody("err-quota")
@@ -110,6 +112,7 @@ def test_out_of_quota_nothing_is_asked_but_a_probe_until_money_comes(scene: Scen
         assert {record["attempt"] for record in scene.topics.records_of(set(held), 20)} == {1}
 
 
+@pytest.mark.whatever_queue
 @pytest.mark.parametrize("odd", ["err-401-unknown", "err-403-unknown"])
 def test_one_odd_refusal_stops_nobody(scene: Scene, odd: str) -> None:
     with scene.node(MAX_ATTEMPTS="2") as node:
@@ -120,6 +123,7 @@ def test_one_odd_refusal_stops_nobody(scene: Scene, odd: str) -> None:
         assert "AuthenticationError" not in node.log()
 
 
+@pytest.mark.whatever_queue
 def test_a_refusal_in_no_known_words_that_a_probe_meets_too_stops_the_node(scene: Scene) -> None:
     with scene.node() as node:
         scene.upstream.everybody("err-401-unknown")
@@ -129,6 +133,7 @@ def test_a_refusal_in_no_known_words_that_a_probe_meets_too_stops_the_node(scene
     assert not any(map(scene.requester.posts, held))
 
 
+@pytest.mark.whatever_queue
 def test_with_answers_wanted_requests_get_the_trouble_and_the_upstream_peace(scene: Scene) -> None:
     with scene.node(ON_TROUBLE="answer", RECHECK_S="60") as node:
         scene.upstream.everybody("err-401")
@@ -139,6 +144,7 @@ def test_with_answers_wanted_requests_get_the_trouble_and_the_upstream_peace(sce
         assert scene.upstream.stats()["received"] == 0
 
 
+@pytest.mark.whatever_queue
 def test_an_upstream_that_comes_later_than_the_node_costs_no_attempt(scene: Scene) -> None:
     scene.upstream.stop()
     with scene.node() as node:

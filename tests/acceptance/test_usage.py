@@ -144,6 +144,7 @@ def test_the_records_add_up_to_what_the_upstream_counted(pulsar: Broker, upstrea
         assert total | {kind: spent[kind] for kind in kinds} | {"requests": 80, "estimated_tokens": 0} == total
 
 
+@pytest.mark.whatever_queue
 def test_what_no_upstream_reported_is_an_estimate(pulsar: Broker, upstream: Upstream) -> None:
     with scene_of(pulsar, upstream) as scene:
         cut, unasked = scene.request(stream=True, mock="cut-midstream?tokens=40"), scene.request(mock="only-stream?tokens=40")
@@ -209,6 +210,7 @@ def test_every_end_has_its_record(pulsar: Broker, upstream: Upstream) -> None:
 # no key anywhere
 
 
+@pytest.mark.whatever_queue
 @pytest.mark.parametrize("form", ["text", "json"])
 def test_a_key_is_in_no_log_record_or_dead_letter(pulsar: Broker, upstream: Upstream, form: str) -> None:
     """Though a request's body holds it, and the upstream's errors and answers echo it; with DEBUG on."""
@@ -287,6 +289,7 @@ def test_the_reader_follows_and_holds_nothing_back(pulsar: Broker, upstream: Ups
         assert all(name.startswith("test-") for name in stats["subscriptions"]), "nothing is left that would hold a backlog"
 
 
+@pytest.mark.whatever_queue
 def test_the_readers_mistakes_are_said_in_a_line(pulsar: Broker) -> None:
     code, said, errors = Reader("--once").ended()
     assert (code, said) == (78, "") and "PULSAR_URL should be set" in errors and errors.count("\n") == 1
