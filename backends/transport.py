@@ -48,9 +48,9 @@ class Transport:
             raise UpstreamFailed(Failure("timeout", "no time was left to ask"))
         head = self._head + f"traceparent: {traceparent}\r\n".encode("latin-1") if traceparent else self._head
         connection = self._connections.take() or await self._connected(left_s)
-        if asks is not None:
-            asks(connection.fileno())
         try:
+            if asks is not None:
+                asks(connection.fileno())
             return Response(await connection.answer(head, body, answer_by_s), connection, self._connections)
         except OSError as error:
             raise UpstreamFailed(_failure(error)) from None

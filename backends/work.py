@@ -119,15 +119,18 @@ class Worker:
 
     async def _answer(self, task: Task, piece: _Piece, way: Delivery) -> None:
         call = Call(task.data, task.stream, task.deadline_at_s, task.traceparent)
-        if not self._settings.debug:
-            await self._backend.answer(call, way, piece.account)
-            return
-        overheard = Overheard(way, self._settings, task.request_id)
-        overheard.asked(task.data)
         try:
-            await self._backend.answer(call, overheard, piece.account)
+            if not self._settings.debug:
+                await self._backend.answer(call, way, piece.account)
+                return
+            overheard = Overheard(way, self._settings, task.request_id)
+            overheard.asked(task.data)
+            try:
+                await self._backend.answer(call, overheard, piece.account)
+            finally:
+                overheard.say()
         finally:
-            overheard.say()
+            piece.awaited.over()
 
     async def _way(self, piece: _Piece) -> Delivery:
         """Raises RequesterGone, AnotherAnswers, NotAllowed: not to be computed."""
@@ -208,7 +211,6 @@ class _Piece(msgspec.Struct, eq=False):
     way: Delivery | None = None
 
     def abandon(self) -> None:
-        self.awaited.over()
         if self.way is not None:
             self.way.abandon()
 

@@ -64,7 +64,7 @@ class PulsarPublisher:
         topic, by_s = self._topic(model), asyncio.get_running_loop().time() + self._timeout_s
         topic.in_flight += 1
         try:
-            result = await _send(await self._made(topic), payload, by_s)
+            result = await _send(await self._made(topic, by_s), payload, by_s)
         except TimeoutError:
             result = "Timeout"
         except Exception as error:  # whatever the client raises means that there is no producer
@@ -74,10 +74,10 @@ class PulsarPublisher:
             topic.in_flight -= 1
         self._judge(model, topic, result)
 
-    async def _made(self, topic: _Topic) -> pulsar.Producer:
+    async def _made(self, topic: _Topic, by_s: float) -> pulsar.Producer:
         """Raises TimeoutError, and what the client raised."""
         if not topic.producer.done():
-            async with asyncio.timeout(self._timeout_s):
+            async with asyncio.timeout_at(by_s):
                 await asyncio.shield(topic.producer)  # others wait for the same one
         return topic.producer.result()
 

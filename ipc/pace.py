@@ -28,7 +28,7 @@ class Pace:
         self._ending_fds: set[int] = set()
 
     def ends_with(self, fd: int) -> None:
-        if fd < SELECTABLE_BELOW:
+        if 0 <= fd < SELECTABLE_BELOW:
             self._ending_fds.add(fd)
 
     def ends_no_more_with(self, fd: int) -> None:

@@ -39,14 +39,14 @@ def _authentication(settings: Settings) -> pulsar.AuthenticationToken | None:
     return pulsar.AuthenticationToken((lambda: current_token(settings)) if settings.pulsar_token_file else settings.pulsar_token)
 
 
-_settled_threads: set[int] = set()
+_thread = threading.local()
 
 
 def settle_thread() -> None:
     """First in what the client calls from a thread of its own, which is none of Python's: that gets a thread state for the call,
-    and a mapped stack with it, which cost more than what is called. Held once, they stay as long as the thread does."""
-    if (thread := threading.get_ident()) not in _settled_threads:
-        _settled_threads.add(thread)
+    and a mapped stack with it, which cost more than what is called. Held once, and never let go of, they stay for the next."""
+    if not hasattr(_thread, "is_settled"):
+        _thread.is_settled = True
         ctypes.pythonapi.PyGILState_Ensure()
 
 

@@ -54,7 +54,8 @@ Notice = Subscribed | QueueTrouble | ReceivingFailed
 
 
 class Consumer:
-    """`tell` is called from the consumer's threads with each Notice; `wake` after each message that has arrived.
+    """`tell` is called from the consumer's threads with each Notice; `wake` after each message that has arrived
+    unasked (`allow` says what else has).
 
     `client`: for others to publish with; it lives until `close`."""
 
@@ -84,7 +85,7 @@ class Consumer:
     def allow(self, count: int) -> bool:
         """How many more may be received as of now; those that have arrived and were not taken yet count. Returns whether any
         has: what the client holds already comes at once."""
-        if count > 0 and not self._inbox.has_room() and self._lines:
+        if count > 0 and self._lines and self._inbox.is_empty() and not self._inbox.has_room():
             self._lines[-1].receive_prefetched()
         self._inbox.allow(count)
         return not self._inbox.is_empty()

@@ -1,4 +1,5 @@
-"""One subscribed consumer and the thread that receives from it, and what all lines of a node have in common.
+"""One subscribed consumer and the thread that receives from it, and what all lines of a node have in common. What the client
+holds already, who has room takes by itself.
 
 A batch goes whole to one consumer, so its members are received together, whatever is allowed: a batch of which only a
 part was received could not be given back without its finished members coming back too.
@@ -18,7 +19,6 @@ from loguru import logger
 from messaging.handshake import fields_of
 
 RECEIVE_TIMEOUT_MS, QUIET_TIMEOUT_MS = 500, 1000  # an end waits for as long; each costs 0.3 ms of CPU
-MEMBER_TIMEOUT_MS = 10  # a batch comes whole
 QUIET_AFTER_S = 5.0
 WAIT_S = 0.5
 AFTER_FAILURE_S = 1.0
@@ -100,10 +100,15 @@ class Inbox:
         with self._changed:
             self._changed.notify_all()
 
-    def wait_for_room(self, within_s: float) -> bool:
+    def wait_for_room(self, within_s: float, or_until: Callable[[], bool]) -> bool:
+        """`or_until`: looked at whenever somebody has `nudge`d."""
         with self._changed:
-            self._changed.wait_for(lambda: self.stopping or self._allowed > 0, within_s)
+            self._changed.wait_for(lambda: self.stopping or self._allowed > 0 or or_until(), within_s)
             return self._allowed > 0 and not self.stopping
+
+    def nudge(self) -> None:
+        with self._changed:
+            self._changed.notify_all()
 
     def pause(self, pause_s: float) -> bool:
         """False: stopping."""
@@ -121,7 +126,9 @@ class Line:
         self._consumer, self._client, self._inbox, self._on_bug = consumer, client, inbox, on_bug
         self._error = ""
         self._retired = self.closed = False
-        self._is_flowing = False  # the last attempt to receive did
+        self._taking = threading.Lock()  # by who has room: not from a consumer that is just closed
+        self._is_flowing = False  # something came the last time that was tried
+        self._is_in_receive = self._is_batch_open = False
         self._thread = threading.Thread(target=self._run, name="line", daemon=True)
 
     def start(self) -> None:
@@ -138,18 +145,20 @@ class Line:
         self._consumer.acknowledge(received.message_id)
 
     def receive_prefetched(self) -> None:
-        """Take what the client has already, by who has room now: to wake the line's thread for it, and be woken by it, takes
-        longer than all else between one request and the next in a slot. Never waits, but for the rest of a batch."""
-        if not self._is_flowing or self._retired:
-            return
-        try:
-            timeout_ms, goes_on = 0, True
-            while goes_on:
-                received = _received(self._consumer.receive(timeout_ms))
-                self._inbox.note(received, self)
-                timeout_ms, goes_on = MEMBER_TIMEOUT_MS, _opens_batch(received)
-        except pulsar.PulsarException:  # nothing is there, or there is a trouble, which the line's thread will meet too
-            self._is_flowing = False
+        """Take one that the client has already, by who has room now: to wake the line's thread for it, and be woken by it, takes
+        longer than all else between one request and the next in a slot. Never waits; the rest of a batch is the thread's."""
+        with self._taking:
+            if self.closed or self._is_in_receive or self._is_batch_open or not self._is_flowing:
+                return
+            try:
+                received = _received(self._consumer.receive(0))
+            except pulsar.PulsarException:  # nothing is there, or there is a trouble, which the line's thread will meet too
+                self._is_flowing = False
+                return
+            self._is_batch_open = _opens_batch(received)
+            self._inbox.note(received, self)
+        if self._is_batch_open:
+            self._inbox.nudge()
 
     def failure(self) -> str:
         """Whether the broker still knows this consumer, asked over its own connection; "" where it does, or cannot be
@@ -192,28 +201,32 @@ class Line:
             self._on_bug(bug)
 
     def _receive(self) -> None:
-        batch_open = False
-        while batch_open or not self._inbox.stopping:
-            if batch_open or self._inbox.wait_for_room(WAIT_S):
-                batch_open = self._receive_one()
-            if self._retired and not batch_open and not self._inbox.holds_any_of(self):
+        while self._is_batch_open or not self._inbox.stopping:
+            if self._inbox.wait_for_room(WAIT_S, lambda: self._is_batch_open) or self._is_batch_open:
+                self._receive_one()
+            if self._is_over():
                 self.close()
                 return
 
-    def _receive_one(self) -> bool:
-        """Whether a batch is open after it."""
+    def _is_over(self) -> bool:
+        with self._taking:
+            self.closed = self._retired and not self._is_batch_open and not self._inbox.holds_any_of(self)
+        return self.closed
+
+    def _receive_one(self) -> None:
+        self._is_in_receive = True
         try:
             message = self._consumer.receive(QUIET_TIMEOUT_MS if self._inbox.is_quiet() else RECEIVE_TIMEOUT_MS)
-        except pulsar.Timeout:
-            self._is_flowing = False
-            return False  # an open batch that does not go on was cut off by a reconnect; it will come anew
         except pulsar.PulsarException as error:
-            self._on_failure(f"{type(error).__name__}: {error}")
-            return False
-        self._error, self._is_flowing = "", True
+            self._is_flowing = self._is_batch_open = False  # a batch that does not go on was cut off by a reconnect; it will come anew
+            if not isinstance(error, pulsar.Timeout):
+                self._on_failure(f"{type(error).__name__}: {error}")
+            return
+        finally:
+            self._is_in_receive = False
         received = _received(message)
+        self._error, self._is_flowing, self._is_batch_open = "", True, _opens_batch(received)
         self._inbox.put(received, self)
-        return _opens_batch(received)
 
     def _on_failure(self, why: str) -> None:
         if not self._error:

@@ -49,7 +49,7 @@ class Durations(msgspec.Struct, frozen=True):
     total: float | None
 
 
-class Ended(msgspec.Struct, dict=True):
+class Ended(msgspec.Struct, dict=True):  # a dict for what is derived
     """A request that ended. Times are UTC milliseconds. `known_as`: its id, or that of a dead letter's retry; `error`: why
     it has no result, where it has none; `trail`: what its attempts ended with; `took`: between its times."""
 

@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 TICK_S = 0.5
 IDLE_TICK_S, WATCHED_TICK_S = 2.0, 1.0  # the second where the status page draws a point each second
 CHORES_EACH_S = 0.1  # while requests come and go: what nothing waits for is done once for many of them
+MOST_AT_ONCE = 16  # rounds of a turn: what takes no slot, as a message that comes again, could go on for ever
 CONFIRMED_EACH_S = 0.02  # to wake for each confirmation would cost more than what it brings
 CONFIRMED_WITHIN_S = 1.0  # later ones come once the queue is back, and may wait for a tick
 MOST_UNCONFIRMED = 1000  # ends that the queue has not taken: more would only be answered twice after a crash
@@ -125,11 +126,7 @@ class Node:
                 self._has_new = not self._are_chores_due(ready)
                 if not self._has_new:
                     self._do_chores(ready)
-                self._receive()
-                self._dispatcher.run()
-                while self._ask_for_more():
-                    self._receive()
-                    self._dispatcher.run()
+                self._take_in()
             self._end()
         except SecondSignal as second:
             self._crew.kill_all()
@@ -143,6 +140,15 @@ class Node:
         return self._exit_code
 
     # the loop's steps
+
+    def _take_in(self) -> None:
+        """What has come from the queue, and what there is room for at once."""
+        for _ in range(MOST_AT_ONCE):
+            self._receive()
+            self._dispatcher.run()
+            if not self._ask_for_more():
+                return
+        self._mailbox.wake()  # for the rest, behind what others have said meanwhile
 
     def _wait(self) -> set[int]:
         """Until something happens, a tick at most, or until chores are due. Returns the descriptors that have something."""

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import queue
 import random
 import re
 import signal
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -37,6 +39,7 @@ from broker.pulsar_pb2 import (
     ServerError,
 )
 from broker.wire import checksummed, encode
+from messaging.client import settle_thread
 from tests.real.embedded_broker import EmbeddedBroker, RawClient
 from tests.real.processes import start_bound, wait_until
 
@@ -70,6 +73,27 @@ def open_client(broker: EmbeddedBroker, token: str = "") -> pulsar.Client:
 def client(broker: EmbeddedBroker) -> Iterator[pulsar.Client]:
     with closing(open_client(broker)) as client:
         yield client
+
+
+def test_a_thread_of_the_clients_keeps_its_state_once_it_is_settled(client: pulsar.Client) -> None:
+    producer, here = client.create_producer(f"settled-{uuid.uuid4().hex[:8]}", batching_enabled=False), threading.local()
+
+    def calls_before(settles: bool) -> int:
+        """By the thread that calls back, as far as it remembers."""
+        found: queue.SimpleQueue[int] = queue.SimpleQueue()
+
+        def called(result: object, _: object) -> None:
+            if settles:
+                settle_thread()
+            here.calls = getattr(here, "calls", -1) + 1
+            found.put(here.calls)
+
+        producer.send_async(b"x", called)
+        return found.get(timeout=10)
+
+    assert [calls_before(settles=False) for _ in range(3)] == [0, 0, 0], "else there is no need to settle any more"
+    assert [calls_before(settles=True) for _ in range(3)] == [0, 1, 2]
+
 
 
 @pytest.fixture

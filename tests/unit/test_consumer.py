@@ -222,17 +222,64 @@ def test_a_batch_is_received_whole_whatever_is_allowed(scene: Scene) -> None:
     scene.receive(1)
 
 
+def entries(received: list[Received]) -> list[int]:
+    return [each.key[2] for each in received]
+
+
 def test_what_the_client_holds_already_comes_at_once_to_who_has_room(scene: Scene) -> None:
     scene.start()
     held = scene.consumers[0].prefetched
     held.append(message(1))
     scene.receive(1, room=1)
     time.sleep(0.05)  # its thread waits for room now
-    held.extend([message(2), message(3), *(message(4, index, 3) for index in range(3)), message(5)])
-    for expected in ([2], [3], [4, 4, 4], [5]):
+    held.extend([message(2), message(3), message(4)])
+    for expected in ([2], [3], [4]):
         assert scene.consumer.allow(1)
-        assert [received.key[2] for received in scene.consumer.take()] == expected, "a batch is taken whole here too"
+        assert entries(scene.consumer.take()) == expected
     assert not scene.consumer.allow(0)
+
+
+def test_what_has_arrived_counts_before_more_is_taken(scene: Scene) -> None:
+    scene.start()
+    held = scene.consumers[0].prefetched
+    held.append(message(1))
+    scene.consumer.allow(1)
+    scene.until(lambda: not held, "the first")
+    time.sleep(0.05)
+    held.append(message(2))
+    assert scene.consumer.allow(1)
+    assert entries(scene.consumer.take()) == [1], "it fills the room"
+
+
+def test_a_batch_whose_first_was_taken_by_who_has_room_is_received_whole(scene: Scene) -> None:
+    scene.start()
+    held = scene.consumers[0].prefetched
+    held.append(message(1))
+    scene.receive(1, room=1)
+    time.sleep(0.05)
+    held.append(message(2, 0, 3))
+    assert scene.consumer.allow(1)
+    assert entries(scene.consumer.take()) == [2]
+    assert not scene.consumer.allow(1), "its rest is nobody else's"
+    held.extend([message(2, 1, 3), message(2, 2, 3), message(3)])
+    scene.until(lambda: len(held) == 1, "the rest of the batch")
+    scene.consumer.allow(0)
+    assert entries(scene.consumer.take()) == [2, 2]
+    assert len(held) == 1
+
+
+def test_a_batch_is_received_whole_though_it_is_stopped_in_its_middle(scene: Scene) -> None:
+    scene.start()
+    held = scene.consumers[0].prefetched
+    held.append(message(1))
+    scene.receive(1, room=1)
+    time.sleep(0.05)
+    held.extend(message(2, index, 3) for index in range(3))
+    assert scene.consumer.allow(1)
+    scene.consumer.stop_receiving()
+    scene.until(lambda: not held, "the rest of the batch")
+    assert entries(scene.consumer.take()) == [2, 2, 2]
+    scene.until(scene.consumer.has_stopped, "its end")
 
 
 def test_who_has_room_waits_for_nothing_and_what_comes_later_is_received_all_the_same(scene: Scene) -> None:
@@ -243,7 +290,7 @@ def test_who_has_room_waits_for_nothing_and_what_comes_later_is_received_all_the
     time.sleep(0.05)
     assert not scene.consumer.allow(1), "nothing was there"
     held.append(message(2))
-    scene.until(lambda: [received.key[2] for received in scene.consumer.take()] == [2], "what came later")
+    scene.until(lambda: entries(scene.consumer.take()) == [2], "what came later")
 
 
 def test_a_batch_that_was_cut_off_in_its_middle_keeps_no_old_consumer_open(scene: Scene) -> None:

@@ -108,3 +108,11 @@ def test_what_was_closed_meanwhile_ends_no_rest() -> None:
     assert took_s(pace, 1) < TURN_EACH_S * 0.5, "of the one that is open"
     os.close(reading)
     os.close(writing)
+
+
+def test_what_has_no_descriptor_is_not_waited_for() -> None:
+    pace = Pace()
+    pace.in_flight = BUSY_FROM
+    Awaited(pace).by(-1)
+    pace.rest()
+    assert took_s(pace, 1) > TURN_EACH_S * 0.5
