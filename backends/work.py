@@ -59,7 +59,7 @@ class Worker:
 
     async def compute(self, task: Task, run: Run) -> None:
         """Never raises: whatever goes wrong is this request's Outcome."""
-        piece = _Piece(run, _address(task), Awaited(self._couriers.links.pace))
+        piece = _Piece(run, _address(task))
         try:
             outcome = await self._outcome(piece, self._computed(task, piece))
         except Exception as bug:  # a bug of ours must not lose the request, nor take the child down
@@ -69,7 +69,7 @@ class Worker:
 
     async def refuse(self, refusal: Refuse, run: Run) -> None:
         """Deliver an error that was decided elsewhere. A stream may have begun in a child that died since."""
-        piece = _Piece(run, _address(refusal), Awaited(self._couriers.links.pace))
+        piece = _Piece(run, _address(refusal))
         try:
             outcome = await self._outcome(piece, self._refused(refusal, piece))
         except Exception:  # as above
@@ -103,7 +103,6 @@ class Worker:
     async def _computed(self, task: Task, piece: _Piece) -> Outcome:
         piece.account.on_head = lambda headers: self._pass_on_rates(task.number, headers)
         piece.account.on_output = piece.run.note_output
-        piece.account.on_asked, piece.account.on_first = piece.awaited.by, piece.awaited.over
         way = await self._way(piece)
         try:
             await self._answer(task, piece, way)
@@ -119,7 +118,8 @@ class Worker:
 
     async def _answer(self, task: Task, piece: _Piece, way: Delivery) -> None:
         call = Call(task.data, task.stream, task.deadline_at_s, task.traceparent)
-        try:
+        with Awaited(self._couriers.links.pace) as awaited:
+            piece.account.on_asked, piece.account.on_first = awaited.by, awaited.over
             if not self._settings.debug:
                 await self._backend.answer(call, way, piece.account)
                 return
@@ -129,8 +129,6 @@ class Worker:
                 await self._backend.answer(call, overheard, piece.account)
             finally:
                 overheard.say()
-        finally:
-            piece.awaited.over()
 
     async def _way(self, piece: _Piece) -> Delivery:
         """Raises RequesterGone, AnotherAnswers, NotAllowed: not to be computed."""
@@ -206,7 +204,6 @@ class _Piece(msgspec.Struct, eq=False):
 
     run: Run
     address: Address
-    awaited: Awaited
     account: Account = msgspec.field(default_factory=Account)
     way: Delivery | None = None
 

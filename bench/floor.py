@@ -15,8 +15,8 @@ import json
 import os
 import struct
 import threading
-from collections.abc import Callable
-from typing import TypeVar, cast
+from collections.abc import Callable, Coroutine
+from typing import Generic, Self, TypeVar, cast
 from urllib.parse import urlsplit
 
 import httptools
@@ -28,6 +28,7 @@ from backends.demo import ANSWER
 from bench.client import quiet_client
 from messaging.topics import request_topic, subscription
 
+READY = "the floor is ready"
 DEMO_MESSAGE = {"role": "assistant", "content": ANSWER}
 DEMO = json.dumps({"object": "chat.completion", "choices": [{"index": 0, "message": DEMO_MESSAGE, "finish_reason": "stop"}]}).encode()
 
@@ -76,6 +77,7 @@ class Wire(asyncio.Protocol):
 
 
 _Wire = TypeVar("_Wire", bound=Wire)
+_Link = TypeVar("_Link", bound="Link")
 
 
 class Call(Wire):
@@ -106,12 +108,12 @@ class Call(Wire):
 class Link(Wire):
     """One WebSocket to the gateway, handshake and frames by hand."""
 
-    async def open(self, url: str) -> Link:
+    async def open(self, url: str) -> Self:
         parts = urlsplit(url)
         lines = [f"GET {parts.path} HTTP/1.1", f"Host: {parts.netloc}", "Upgrade: websocket", "Connection: Upgrade"]
         lines += [f"Sec-WebSocket-Key: {base64.b64encode(bytes(16)).decode()}", "Sec-WebSocket-Version: 13", "", ""]
         self._opened: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        await connected(self, url)
+        await _connected(self, url)
         self.transport.write("\r\n".join(lines).encode())
         await self._opened  # what came with the handshake would be dropped
         return self
@@ -127,7 +129,7 @@ class Link(Wire):
         self.transport.write(b"\x81" + _length(len(text)) + bytes(4) + text)
 
 
-async def connected(wire: _Wire, url: str) -> _Wire:
+async def _connected(wire: _Wire, url: str) -> _Wire:
     parts = urlsplit(url)
     await asyncio.get_running_loop().create_connection(lambda: wire, str(parts.hostname), int(parts.port or 80))
     return wire
@@ -140,22 +142,66 @@ def _length(count: int) -> bytes:
     return struct.pack("!BH", 128 | 126, count) if count < 1 << 16 else struct.pack("!BQ", 128 | 127, count)
 
 
+class Calls:
+    """Kept connections, by where they go."""
+
+    def __init__(self) -> None:
+        self._rested: dict[str, list[Call]] = {}
+
+    async def post(self, url: str, body: bytes, take: Callable[[bytes], None]) -> int:
+        """The answer's status."""
+        rested = self._rested.setdefault(urlsplit(url).netloc, [])
+        call = rested.pop() if rested else await _connected(Call(), url)
+        await call.post(url, body, take)
+        rested.append(call)
+        return call.status
+
+
+class Links(Generic[_Link]):
+    """One for each address."""
+
+    def __init__(self, kind: Callable[[], _Link]) -> None:
+        self._kind = kind
+        self._open: dict[str, asyncio.Future[_Link]] = {}
+
+    async def to(self, url: str) -> _Link:
+        if url not in self._open:
+            self._open[url] = asyncio.ensure_future(self._kind().open(url))
+        return await asyncio.shield(self._open[url])
+
+
+class Events:
+    """Of a stream whose pieces begin and end anywhere."""
+
+    def __init__(self) -> None:
+        self._kept = b""
+
+    def of(self, piece: bytes) -> list[bytes]:
+        """What each that is whole now says, but for [DONE]."""
+        *events, self._kept = (self._kept + piece).split(b"\n\n")
+        return [event[6:] for event in events if event != b"data: [DONE]"]
+
+
+def completions_of(upstream: str) -> str:
+    """"" where there is none."""
+    return f"{upstream}/v1/chat/completions" if upstream else ""
+
+
 class Answers:
     """A request's answer, by what the floor asks and tells."""
 
     def __init__(self, upstream: str) -> None:
-        self._upstream = f"{upstream}/v1/chat/completions" if upstream else ""
-        self._rested: dict[str, list[Call]] = {}
-        self._links: dict[str, asyncio.Future[Link]] = {}
+        self._upstream = completions_of(upstream)
+        self._calls, self._links = Calls(), Links(Link)
 
     async def answer(self, request: Envelope) -> Usage:
         identifier = msgspec.json.encode(request.request_id)
         head = b'{"request_id":' + identifier
         if not request.link:
             whole = await self._whole(request)
-            await self._post(request.endpoint, head + b',"data":' + whole + b"}", lambda _: None)
+            await self._calls.post(request.endpoint, head + b',"data":' + whole + b"}", lambda _: None)
             return usage_in(whole)
-        link = await self._link(request.link)
+        link = await self._links.to(request.link)
         link.send(b'{"type":"begin","request_id":' + identifier + b',"attempt":1}')
         if request.stream:
             between = head + b',"end":false,"data":'
@@ -170,34 +216,21 @@ class Answers:
         if not self._upstream:
             return DEMO
         pieces: list[bytes] = []
-        await self._post(self._upstream, bytes(request.data), pieces.append)
+        await self._calls.post(self._upstream, bytes(request.data), pieces.append)
         return b"".join(pieces)
 
     async def _stream(self, request: Envelope, send: Callable[[list[bytes]], None]) -> bytes:
         """Each piece's events at once, when it comes. Returns the last."""
-        kept, last = b"", b"{}"
+        events, last = Events(), b"{}"
 
         def take(piece: bytes) -> None:
-            nonlocal kept, last
-            *events, kept = (kept + piece).split(b"\n\n")
-            if found := [event[6:] for event in events if event != b"data: [DONE]"]:
+            nonlocal last
+            if found := events.of(piece):
                 last = found[-1]
                 send(found)
 
-        await self._post(self._upstream, bytes(request.data), take)
+        await self._calls.post(self._upstream, bytes(request.data), take)
         return last
-
-    async def _post(self, url: str, body: bytes, take: Callable[[bytes], None]) -> None:
-        parts = urlsplit(url)
-        rested = self._rested.setdefault(parts.netloc, [])
-        call = rested.pop() if rested else await connected(Call(), url)
-        await call.post(url, body, take)
-        rested.append(call)
-
-    async def _link(self, url: str) -> Link:
-        if url not in self._links:
-            self._links[url] = asyncio.ensure_future(Link().open(url))
-        return await asyncio.shield(self._links[url])
 
 
 def usage_in(answer: bytes) -> Usage:
@@ -256,30 +289,38 @@ class Floor:
             self._queue.end(message, request.request_id, await self._answers.answer(request))
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser("python -m bench.floor", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def parsed(program: str, about: str | None, processes: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(program, description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--url", required=True, help="of the broker")
     parser.add_argument("--model", required=True, help="whose topic it reads")
     parser.add_argument("--upstream", default="", help="default: a fixed answer")
     parser.add_argument("--at-once", type=int, default=64)
-    parser.add_argument("--processes", type=int, default=1, help="that share them")
-    given = parser.parse_args()
-    for _ in range(given.processes - 1):
-        if not os.fork():  # before there is a client or a thread
-            break
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(_run(given.url, given.model, -(-given.at_once // given.processes), given.upstream))
+    parser.add_argument("--processes", type=int, default=1, help=processes)
+    return parser.parse_args()
 
 
-async def _run(url: str, model: str, at_once: int, upstream: str) -> None:
+def live(life: Coroutine[None, None, None]) -> None:
     """What goes wrong ends the process: a floor that lost a part of it would look cheap."""
-    queue = Queue(url, model)
-    print("the floor is ready", flush=True)
     try:
-        await Floor(queue, Answers(upstream), at_once).run()
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(life)
     except BaseException as error:
         print(f"the floor ended: {error!r}", flush=True)
         os._exit(1)
+
+
+def main() -> None:
+    given = parsed("python -m bench.floor", __doc__, "that share them")
+    for _ in range(given.processes - 1):
+        if not os.fork():  # before there is a client or a thread
+            break
+    live(_live(given.url, given.model, -(-given.at_once // given.processes), given.upstream))
+
+
+async def _live(url: str, model: str, at_once: int, upstream: str) -> None:
+    queue = Queue(url, model)
+    print(READY, flush=True)
+    await Floor(queue, Answers(upstream), at_once).run()
 
 
 if __name__ == "__main__":

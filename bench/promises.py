@@ -11,29 +11,28 @@ A node that costs less than this breaks a promise, or found a better way.
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import collections
 import itertools
 import os
 import socket
 import sys
-import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 import msgspec
 import pulsar
-import uvloop
 
-from bench.floor import DEMO, Call, Envelope, Link, Queue, Usage, Wire, connected
-from ipc.channel import MAX_FRAME_BYTES
+from backends.base import now_ms
+from bench.floor import DEMO, READY, Calls, Envelope, Events, Link, Links, Queue, Usage, Wire, completions_of, live, parsed
+from ipc.channel import Frames, frame
 
-LENGTH_BYTES = 4
 DEADLINE_S = 300.0
 REMEMBERED = 10_000
 LINES_TOGETHER = 50
 TEXT = 0x81  # RFC 6455, 5.2: whole, in one frame
+_Heard = TypeVar("_Heard")
 
 
 class Task(msgspec.Struct):
@@ -91,29 +90,24 @@ class Said(msgspec.Struct):
 _body, _seen, _said = msgspec.json.Decoder(dict[str, msgspec.Raw]), msgspec.json.Decoder(Seen), msgspec.json.Decoder(Said)
 
 
-class Frames(Wire):
-    """Typed messages over a socket pair."""
+class Pipe(Wire, Generic[_Heard]):
+    """Typed messages over a socket pair, framed as a node's are."""
 
-    def __init__(self) -> None:
-        self._buffer = bytearray()
+    def __init__(self, kind: type[_Heard], hear: Callable[[_Heard], None]) -> None:
+        self._frames, self._hear = Frames(msgspec.msgpack.Decoder(kind).decode), hear
 
     def say(self, message: Task | Outcome) -> None:
-        body = msgspec.msgpack.encode(message)
-        self.transport.write(len(body).to_bytes(LENGTH_BYTES, "big") + body)
+        self.transport.write(frame(message))
 
     def data_received(self, data: bytes) -> None:
-        self._buffer += data
-        while len(self._buffer) >= LENGTH_BYTES:
-            length = int.from_bytes(self._buffer[:LENGTH_BYTES], "big")
-            assert length <= MAX_FRAME_BYTES
-            if len(self._buffer) < LENGTH_BYTES + length:
-                return
-            body = bytes(self._buffer[LENGTH_BYTES : LENGTH_BYTES + length])
-            del self._buffer[: LENGTH_BYTES + length]
-            self.hear(body)
+        heard: list[_Heard] = []
+        self._frames.feed(data, heard)
+        for message in heard:
+            self._hear(message)
 
-    def hear(self, body: bytes) -> None:
-        raise NotImplementedError
+
+async def _piped(pipe: Pipe[_Heard], end: socket.socket) -> None:
+    await asyncio.get_running_loop().create_connection(lambda: pipe, sock=end)
 
 
 @dataclass
@@ -124,11 +118,11 @@ class _Open:
     dispatched_ms: float = 0.0
 
 
-class Receiving(Frames):
-    """Owns the queue's client; one for each process that answers, with a share of the slots."""
+class Receiving:
+    """One for each process that answers, with a share of the slots."""
 
     def __init__(self, queue: Queue, model: str, at_once: int) -> None:
-        super().__init__()
+        self.pipe = Pipe(Outcome, self._hear)
         self._queue, self._model, self._at_once = queue, model, at_once
         self._waiting: collections.deque[_Open] = collections.deque()
         self._open: dict[int, _Open] = {}
@@ -147,7 +141,7 @@ class Receiving(Frames):
             self._queue.acknowledge(message)
         elif request.request_id not in self._ids:
             self._ids.add(request.request_id)
-            self._waiting.append(_Open(message, request, _now_ms()))
+            self._waiting.append(_Open(message, request, now_ms()))
             self._hand_over()
 
     def _hand_over(self) -> None:
@@ -155,12 +149,11 @@ class Receiving(Frames):
             self._last += 1
             self._running += 1
             self._open[self._last] = opened = self._waiting.popleft()
-            opened.dispatched_ms = _now_ms()
+            opened.dispatched_ms = now_ms()
             request = opened.request
-            self.say(Task(self._last, request.request_id, request.stream, request.link, bytes(request.data)))
+            self.pipe.say(Task(self._last, request.request_id, request.stream, request.link, bytes(request.data)))
 
-    def hear(self, body: bytes) -> None:
-        outcome = msgspec.msgpack.decode(body, type=Outcome)
+    def _hear(self, outcome: Outcome) -> None:
         opened = self._open[outcome.number]
         self._running -= 1
         loop, number = asyncio.get_running_loop(), outcome.number
@@ -227,20 +220,19 @@ class TalkingLink(Link):
         return text
 
 
-class Working(Frames):
+class Working:
     """Asks the model, and answers."""
 
     def __init__(self, upstream: str, model: str) -> None:
-        super().__init__()
-        self._url, self._model = f"{upstream}/v1/chat/completions" if upstream else "", msgspec.Raw(msgspec.json.encode(model))
-        self._rested: list[Call] = []
-        self._links: dict[str, asyncio.Future[TalkingLink]] = {}
+        self.pipe = Pipe(Task, self._hear)
+        self._url, self._model = completions_of(upstream), msgspec.Raw(msgspec.json.encode(model))
+        self._calls, self._links = Calls(), Links(TalkingLink)
         self._tasks: set[asyncio.Task[None]] = set()
 
-    def hear(self, body: bytes) -> None:
-        task = asyncio.create_task(self._work(msgspec.msgpack.decode(body, type=Task)))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+    def _hear(self, task: Task) -> None:
+        work = asyncio.create_task(self._work(task))
+        self._tasks.add(work)
+        work.add_done_callback(self._tasks.discard)
 
     async def _work(self, task: Task) -> None:
         outcome = Outcome(task.number, "answered", Usage())
@@ -249,15 +241,15 @@ class Working(Frames):
                 await self._answer(task, outcome)
         except Exception as error:
             outcome.end = repr(error)
-        outcome.answered_ms = _now_ms()
-        self.say(outcome)
+        outcome.answered_ms = now_ms()
+        self.pipe.say(outcome)
 
     async def _answer(self, task: Task, outcome: Outcome) -> None:
-        link = await self._link(task.link)
+        link = await self._links.to(task.link)
         identifier = msgspec.json.encode(task.request_id)
         head = b'{"request_id":' + identifier
         link.send(b'{"type":"begin","request_id":' + identifier + b',"attempt":1}')
-        outcome.sent_ms = _now_ms()
+        outcome.sent_ms = now_ms()
         if task.stream:
             await self._stream(task, outcome, link, head + b',"end":false,"data":')
             last = head + b',"end":true}'
@@ -277,92 +269,56 @@ class Working(Frames):
         if not seen.choices or seen.choices[0].message is None:
             raise ValueError("a completion without a message")
         outcome.usage = seen.usage or Usage()
-        outcome.first_ms = outcome.last_ms = _now_ms()
+        outcome.first_ms = outcome.last_ms = now_ms()
         return whole
 
     async def _stream(self, task: Task, outcome: Outcome, link: TalkingLink, head: bytes) -> None:
-        kept = b""
+        events = Events()
 
         def take(piece: bytes) -> None:
-            nonlocal kept
-            *events, kept = (kept + piece).split(b"\n\n")
-            for event in events:
-                if event != b"data: [DONE]":
-                    link.send(head + self._noted(event[6:], outcome) + b"}")
+            for event in events.of(piece):
+                self._note(event, outcome)
+                link.send(head + event + b"}")
 
         await self._ask(task, take)
 
     @staticmethod
-    def _noted(event: bytes, outcome: Outcome) -> bytes:
+    def _note(event: bytes, outcome: Outcome) -> None:
         seen = _seen.decode(event)
         outcome.usage = seen.usage or outcome.usage
         if seen.choices and seen.choices[0].delta is not None and seen.choices[0].delta.content:
-            outcome.last_ms = _now_ms()
+            outcome.last_ms = now_ms()
             outcome.first_ms = outcome.first_ms or outcome.last_ms
-        return event
 
     async def _ask(self, task: Task, take: Callable[[bytes], None]) -> None:
         fields = _body.decode(task.data)
         fields["model"], fields["stream"] = self._model, msgspec.Raw(b"true" if task.stream else b"false")
-        call = self._rested.pop() if self._rested else await connected(Call(), self._url)
-        await call.post(self._url, msgspec.json.encode(fields), take)
-        if call.status != 200:
-            raise ConnectionError(f"HTTP status {call.status}")
-        self._rested.append(call)
-
-    async def _link(self, url: str) -> TalkingLink:
-        if url not in self._links:
-            self._links[url] = asyncio.ensure_future(self._opened(url))
-        return await asyncio.shield(self._links[url])
-
-    @staticmethod
-    async def _opened(url: str) -> TalkingLink:
-        link = TalkingLink()
-        await link.open(url)
-        return link
-
-
-def _now_ms() -> float:
-    return round(time.time() * 1000, 3)
+        status = await self._calls.post(self._url, msgspec.json.encode(fields), take)
+        if status != 200:
+            raise ConnectionError(f"HTTP status {status}")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser("python -m bench.promises", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--url", required=True, help="of the broker")
-    parser.add_argument("--model", required=True, help="whose topic it reads")
-    parser.add_argument("--upstream", default="", help="default: a fixed answer")
-    parser.add_argument("--at-once", type=int, default=64)
-    parser.add_argument("--processes", type=int, default=1, help="that answer")
-    given = parser.parse_args()
+    given = parsed("python -m bench.promises", __doc__, "that answer")
     pairs = [socket.socketpair() for _ in range(given.processes)]
     for _, end in pairs:  # before there is a client or a thread
         if not os.fork():
-            _run(_answer(given.upstream, given.model, end))
-    _run(_receive(given.url, given.model, given.at_once, [end for end, _ in pairs]))
-
-
-def _run(life: Coroutine[None, None, None]) -> None:
-    """What goes wrong ends the process: a floor that lost a part of it would look cheap."""
-    try:
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(life)
-    except BaseException as error:
-        print(f"the floor ended: {error!r}", flush=True)
-        os._exit(1)
+            live(_answer(given.upstream, given.model, end))
+    live(_receive(given.url, given.model, given.at_once, [end for end, _ in pairs]))
 
 
 async def _answer(upstream: str, model: str, end: socket.socket) -> None:
-    await asyncio.get_running_loop().create_connection(lambda: Working(upstream, model), sock=end)
+    await _piped(Working(upstream, model).pipe, end)
     await asyncio.Event().wait()
 
 
 async def _receive(url: str, model: str, at_once: int, ends: list[socket.socket]) -> None:
-    queue, receiving = Queue(url, model), []
-    for end in ends:
-        _, made = await asyncio.get_running_loop().create_connection(lambda: Receiving(queue, model, -(-at_once // len(ends))), sock=end)
-        receiving.append(made)
+    queue = Queue(url, model)
+    receiving = [Receiving(queue, model, -(-at_once // len(ends))) for _ in ends]
+    for each, end in zip(receiving, ends, strict=True):
+        await _piped(each.pipe, end)
     queue.receive(lambda message: min(receiving, key=lambda one: one.load).take(message))
-    print("the floor is ready", flush=True)
+    print(READY, flush=True)
     await asyncio.Event().wait()
 
 

@@ -17,6 +17,7 @@ import pulsar
 from backends.demo import ANSWER
 from bench import watch
 from bench.client import quiet_client
+from bench.floor import READY
 from bench.plan import Plan, Report
 from bench.watch import Memory, Watch
 from tests.real.brokers import BROKERS, Broker
@@ -194,7 +195,7 @@ def replaced(plan: Plan, *, url: str, model: str, work: Work) -> Plan:
 
 class _Floor(NodeProcess):
     def wait_ready(self, within_s: float = 60.0) -> None:
-        self.wait_log("the floor is ready", within_s=within_s)
+        self.wait_log(READY, within_s=within_s)
 
 
 class _Gateway(NodeProcess):

@@ -42,7 +42,7 @@ class PipeEnd(Protocol):
     def close(self) -> None: ...
 
 
-class _Frames(Generic[_T]):
+class Frames(Generic[_T]):
     """Bytes in, messages out; keeps an unfinished frame for the next bytes."""
 
     def __init__(self, decode: Callable[[bytes], _T]) -> None:
@@ -78,7 +78,7 @@ class _Frames(Generic[_T]):
             raise ChannelBroken(f"a frame holds no known message: {error}") from None
 
 
-def _frame(message: ToChild | FromChild) -> bytes:
+def frame(message: msgspec.Struct) -> bytes:
     body = msgspec.msgpack.encode(message)
     return _HEADER.pack(len(body)) + body
 
@@ -92,7 +92,7 @@ class _End(Generic[_T]):
         self._reading, self._writing = reading, writing
         os.set_blocking(reading.fileno(), False)
         os.set_blocking(writing.fileno(), False)
-        self._frames: _Frames[_T] = _Frames(decode)
+        self._frames: Frames[_T] = Frames(decode)
         self._unsent = bytearray()
         self._stuck_since_s: float | None = None
 
@@ -121,7 +121,7 @@ class _End(Generic[_T]):
         """It goes out with the next `flush`. Raises ChannelBroken when the other side has left too much unread."""
         if len(self._unsent) > MAX_UNSENT_BYTES:
             raise ChannelBroken(f"the {self.OTHER} left {len(self._unsent):,} bytes unread")
-        self._unsent += _frame(message)
+        self._unsent += frame(message)
 
     def flush(self) -> None:
         """Write what the pipe takes now."""
@@ -184,12 +184,12 @@ class ChildEnd:
 
     def __init__(self, reading: PipeEnd, writing: PipeEnd) -> None:
         self._reading, self._writing = reading, writing
-        self._frames: _Frames[ToChild] = _Frames(msgspec.msgpack.Decoder(ToChild).decode)
+        self._frames: Frames[ToChild] = Frames(msgspec.msgpack.Decoder(ToChild).decode)
         self._lock = threading.Lock()
 
     def send(self, message: FromChild) -> None:
         """Raises ChannelBroken when the supervisor is gone."""
-        view = memoryview(_frame(message))
+        view = memoryview(frame(message))
         try:
             with self._lock:
                 while view:

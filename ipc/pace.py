@@ -11,6 +11,7 @@ import asyncio
 import os
 import select
 import time
+from types import TracebackType
 
 BUSY_FROM = 16  # in flight
 TURN_EACH_S = 0.003
@@ -61,7 +62,8 @@ class Pace:
 
 
 class Awaited:
-    """What a requester waits for before it has seen anything. Its descriptor ends rests from `by` to `over`."""
+    """What a requester waits for before it has seen anything. Its descriptor ends rests from `by` to `over`. A context manager:
+    over at its end, however that comes."""
 
     def __init__(self, pace: Pace) -> None:
         self._pace, self._fd = pace, -1
@@ -72,9 +74,14 @@ class Awaited:
         self._pace.ends_with(fd)
 
     def over(self) -> None:
-        if self._fd >= 0:
-            self._pace.ends_no_more_with(self._fd)
-            self._fd = -1
+        self._pace.ends_no_more_with(self._fd)
+        self._fd = -1
+
+    def __enter__(self) -> Awaited:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.over()
 
 
 def _is_open(fd: int) -> bool:

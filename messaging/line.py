@@ -97,14 +97,13 @@ class Inbox:
 
     def stop(self) -> None:
         self._stopping.set()
-        with self._changed:
-            self._changed.notify_all()
+        self.nudge()
 
-    def wait_for_room(self, within_s: float, or_until: Callable[[], bool]) -> bool:
-        """`or_until`: looked at whenever somebody has `nudge`d."""
+    def wait_for_room(self, within_s: float, or_else: Callable[[], bool]) -> bool:
+        """`or_else`: will do as well, stopping or not; looked at whenever somebody has `nudge`d."""
         with self._changed:
-            self._changed.wait_for(lambda: self.stopping or self._allowed > 0 or or_until(), within_s)
-            return self._allowed > 0 and not self.stopping
+            self._changed.wait_for(lambda: self.stopping or self._allowed > 0 or or_else(), within_s)
+            return or_else() or (self._allowed > 0 and not self.stopping)
 
     def nudge(self) -> None:
         with self._changed:
@@ -202,7 +201,7 @@ class Line:
 
     def _receive(self) -> None:
         while self._is_batch_open or not self._inbox.stopping:
-            if self._inbox.wait_for_room(WAIT_S, lambda: self._is_batch_open) or self._is_batch_open:
+            if self._inbox.wait_for_room(WAIT_S, lambda: self._is_batch_open):
                 self._receive_one()
             if self._is_over():
                 self.close()
@@ -210,8 +209,9 @@ class Line:
 
     def _is_over(self) -> bool:
         with self._taking:
-            self.closed = self._retired and not self._is_batch_open and not self._inbox.holds_any_of(self)
-        return self.closed
+            is_over = self._retired and not self._is_batch_open and not self._inbox.holds_any_of(self)
+            self.closed = self.closed or is_over
+        return is_over
 
     def _receive_one(self) -> None:
         self._is_in_receive = True

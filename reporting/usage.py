@@ -49,9 +49,10 @@ class Durations(msgspec.Struct, frozen=True):
     total: float | None
 
 
-class Ended(msgspec.Struct, dict=True):  # a dict for what is derived
+class Ended(msgspec.Struct, dict=True):  # a dict: for what is derived
     """A request that ended. Times are UTC milliseconds. `known_as`: its id, or that of a dead letter's retry; `error`: why
-    it has no result, where it has none; `trail`: what its attempts ended with; `took`: between its times."""
+    it has no result, where it has none; `trail`: what its attempts ended with; `times`, `took`: all of it in
+    order, as its record has it."""
 
     request_id: str
     known_as: str
@@ -67,25 +68,20 @@ class Ended(msgspec.Struct, dict=True):  # a dict for what is derived
     trail: tuple[str, ...] = ()
     traceparent: str = ""
 
-    @property
-    def times(self) -> Times:
+    def __post_init__(self) -> None:
         outcome = self.outcome
-        return Times(
+        at = self.times = Times(
             self.published_ms, self.received_ms, self.dispatched_ms,
             outcome.upstream_sent_ms, outcome.first_token_ms, outcome.last_token_ms, outcome.answered_ms,
         )  # fmt: skip
-
-    def __post_init__(self) -> None:
-        outcome = self.outcome
-        sent, first, last, answered = outcome.upstream_sent_ms, outcome.first_token_ms, outcome.last_token_ms, outcome.answered_ms
         self.took = Durations(
-            queued=_between(self.published_ms, self.received_ms),
-            waited=_between(self.received_ms, self.dispatched_ms),
-            prepared=_between(self.dispatched_ms, sent),
-            to_first_token=_between(sent, first),
-            generated=_between(first, last),
-            delivered=_between(last, answered),
-            total=_between(self.received_ms, answered),
+            queued=_between(at.published, at.received),
+            waited=_between(at.received, at.dispatched),
+            prepared=_between(at.dispatched, at.upstream_sent),
+            to_first_token=_between(at.upstream_sent, at.first_token),
+            generated=_between(at.first_token, at.last_token),
+            delivered=_between(at.last_token, at.answered),
+            total=_between(at.received, at.answered),
         )
 
 

@@ -141,15 +141,6 @@ class Node:
 
     # the loop's steps
 
-    def _take_in(self) -> None:
-        """What has come from the queue, and what there is room for at once."""
-        for _ in range(MOST_AT_ONCE):
-            self._receive()
-            self._dispatcher.run()
-            if not self._ask_for_more():
-                return
-        self._mailbox.wake()  # for the rest, behind what others have said meanwhile
-
     def _wait(self) -> set[int]:
         """Until something happens, a tick at most, or until chores are due. Returns the descriptors that have something."""
         self._crew.flush()
@@ -266,6 +257,15 @@ class Node:
         self._queue_troubles.look(now_s)
         self._retries.look(now_s)
         self._upstream.look()
+
+    def _take_in(self) -> None:
+        """What has come from the queue, and what there is room for at once."""
+        for _ in range(MOST_AT_ONCE):
+            self._receive()
+            self._dispatcher.run()
+            if not self._ask_for_more():
+                return
+        self._mailbox.wake()  # for the rest, behind what others have said meanwhile
 
     def _receive(self) -> None:
         for received in self._consumer.take():

@@ -14,7 +14,7 @@ from tests.chaos.schedule import BROKER, KINDS, schedule
 from tests.real.brokers import Broker
 
 SEED = 18  # nine kinds of events in so short a time, deaths of a supervisor, a gateway and the broker among them
-STORM_S = 20.0
+STORM_S = 30.0
 
 
 @pytest.mark.timeout(400)

@@ -95,7 +95,6 @@ def test_a_thread_of_the_clients_keeps_its_state_once_it_is_settled(client: puls
     assert [calls_before(settles=True) for _ in range(3)] == [0, 1, 2]
 
 
-
 @pytest.fixture
 def topic() -> str:
     return f"topic-{uuid.uuid4().hex[:10]}"

@@ -226,12 +226,18 @@ def entries(received: list[Received]) -> list[int]:
     return [each.key[2] for each in received]
 
 
-def test_what_the_client_holds_already_comes_at_once_to_who_has_room(scene: Scene) -> None:
+def flowing(scene: Scene) -> deque[Message]:
+    """What the client holds. It has given one, and the thread that received it waits for room."""
     scene.start()
     held = scene.consumers[0].prefetched
     held.append(message(1))
     scene.receive(1, room=1)
-    time.sleep(0.05)  # its thread waits for room now
+    time.sleep(0.05)
+    return held
+
+
+def test_what_the_client_holds_already_comes_at_once_to_who_has_room(scene: Scene) -> None:
+    held = flowing(scene)
     held.extend([message(2), message(3), message(4)])
     for expected in ([2], [3], [4]):
         assert scene.consumer.allow(1)
@@ -252,11 +258,7 @@ def test_what_has_arrived_counts_before_more_is_taken(scene: Scene) -> None:
 
 
 def test_a_batch_whose_first_was_taken_by_who_has_room_is_received_whole(scene: Scene) -> None:
-    scene.start()
-    held = scene.consumers[0].prefetched
-    held.append(message(1))
-    scene.receive(1, room=1)
-    time.sleep(0.05)
+    held = flowing(scene)
     held.append(message(2, 0, 3))
     assert scene.consumer.allow(1)
     assert entries(scene.consumer.take()) == [2]
@@ -269,11 +271,7 @@ def test_a_batch_whose_first_was_taken_by_who_has_room_is_received_whole(scene: 
 
 
 def test_a_batch_is_received_whole_though_it_is_stopped_in_its_middle(scene: Scene) -> None:
-    scene.start()
-    held = scene.consumers[0].prefetched
-    held.append(message(1))
-    scene.receive(1, room=1)
-    time.sleep(0.05)
+    held = flowing(scene)
     held.extend(message(2, index, 3) for index in range(3))
     assert scene.consumer.allow(1)
     scene.consumer.stop_receiving()
@@ -283,11 +281,7 @@ def test_a_batch_is_received_whole_though_it_is_stopped_in_its_middle(scene: Sce
 
 
 def test_who_has_room_waits_for_nothing_and_what_comes_later_is_received_all_the_same(scene: Scene) -> None:
-    scene.start()
-    held = scene.consumers[0].prefetched
-    held.append(message(1))
-    scene.receive(1, room=1)
-    time.sleep(0.05)
+    held = flowing(scene)
     assert not scene.consumer.allow(1), "nothing was there"
     held.append(message(2))
     scene.until(lambda: entries(scene.consumer.take()) == [2], "what came later")
