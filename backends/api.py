@@ -272,7 +272,8 @@ class _StreamRelay:
         return chunks.for_requester(data, peek, wants_usage=self._wants_usage)
 
     def _take_account(self, peek: chunks.Peek) -> None:
-        self._account.upstream_model = peek.model_name or self._account.upstream_model
+        if self._account.upstream_model is None:  # each chunk says it again
+            self._account.upstream_model = peek.model_name
         if peek.choices:
             self._account.output(chunks.text_of(peek))
             for choice in peek.choices:

@@ -39,13 +39,17 @@ class Account(msgspec.Struct, eq=False):
     upstream_model: str | None = None
     upstream_sent_ms: float | None = None
     first_token_ms: float | None = None
-    last_token_ms: float | None = None
     on_asked: Callable[[int], None] | None = None
     on_first: Callable[[], None] | None = None
     on_head: Callable[[Mapping[str, str]], None] | None = None
     on_output: Callable[[], None] | None = None
     _prompt_characters: int = 0
     _output_characters: int = 0
+    _last_output_s: float = 0.0
+
+    @property
+    def last_token_ms(self) -> float | None:
+        return _ms(self._last_output_s) if self._last_output_s else None
 
     def sent(self, prompt_characters: int) -> None:
         self.upstream_sent_ms = now_ms()
@@ -59,7 +63,7 @@ class Account(msgspec.Struct, eq=False):
     def output(self, characters: int) -> None:
         """0 for a chunk that says nothing, as the first, which only names the role."""
         if characters:
-            self.last_token_ms = now_ms()
+            self._last_output_s = time.time()
             if self.first_token_ms is None:
                 self.first_token_ms = self.last_token_ms
                 if self.on_first is not None:
@@ -81,7 +85,11 @@ class Account(msgspec.Struct, eq=False):
 
 
 def now_ms() -> float:
-    return round(time.time() * 1000, 3)
+    return _ms(time.time())
+
+
+def _ms(at_s: float) -> float:
+    return round(at_s * 1000, 3)
 
 
 class Sink(Protocol):

@@ -96,7 +96,9 @@ def text_of(peek: Peek) -> int:
     for choice in peek.choices or ():
         said = choice.delta or choice.message
         if said is not None:
-            size += _length(said.content) + _length(said.reasoning_content) + _length(said.tool_calls)
+            size += _length(said.content)
+            if said.reasoning_content or said.tool_calls:
+                size += _length(said.reasoning_content) + _length(said.tool_calls)
     return size
 
 
@@ -125,7 +127,7 @@ def for_requester(data: bytes, peek: Peek, *, wants_usage: bool) -> bytes | None
     brings_usage = wants_usage and peek.usage
     if (peek.choices is None and not brings_usage) or (not peek.choices and hides_usage and peek.usage):
         return None
-    lacks = peek.choices is None or any(choice.delta is None for choice in peek.choices)
+    lacks = peek.choices is None or None in [choice.delta for choice in peek.choices]
     if hides_usage and not lacks and data.endswith(_NO_USAGE):  # as OpenAI ends each chunk but the last
         return data[: -len(_NO_USAGE)] + b"}"
     try:
