@@ -58,7 +58,7 @@ class Report(msgspec.Struct, frozen=True):
     failures: dict[str, int]
     answered_in_window: float
     window_s: float
-    steady_per_s: float
+    steady_per_s: float | None
     latency_ms: Spread
     first_token_ms: Spread
     gap_ms: Spread
@@ -120,7 +120,7 @@ class Tally:
         failures = dict(self._failures) | ({"timeout": late} if late else {})
         return Report(
             self._asked, self._right, failures, round(self._answered, 3), self._plan.seconds,
-            round(steady_rate(self._times_s, self._plan.wave), 3),
+            steady_rate(self._times_s, self._plan.wave),
             spread(self._latencies_ms), spread(self._first_ms), spread(self._gaps_ms),
         )  # fmt: skip
 

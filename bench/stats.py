@@ -26,11 +26,11 @@ def spread(values: Sequence[float]) -> Spread:
     return Spread(len(ordered), tuple(round(ordered[math.ceil(last * p / 100)], 3) for p in range(101)) if ordered else ())
 
 
-def steady_rate(times_s: Sequence[float], wave: int) -> float:
+def steady_rate(times_s: Sequence[float], wave: int) -> float | None:
     """Events a second, where up to `wave` of them may come at once: between two of the same place in their waves, as a window's
-    ends would gain or lose a wave. NaN where there are not two waves."""
+    ends would gain or lose a wave. None where there are not two waves."""
     waves = (len(times_s) - 1) // wave
-    return waves * wave / (times_s[waves * wave] - times_s[0]) if waves > 0 else math.nan
+    return waves * wave / (times_s[waves * wave] - times_s[0]) if waves > 0 else None
 
 
 class Target(msgspec.Struct, frozen=True):

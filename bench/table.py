@@ -47,15 +47,15 @@ class Table:
         self._scenario, self._broker = scenario, broker
         self.is_embedded = broker == "embedded"
 
-    def row(self, what: str, unit: str, measured: float, floor: float | None = None, target: Target | None = None) -> Row:
+    def row(self, what: str, unit: str, measured: float | None, floor: float | None = None, target: Target | None = None) -> Row:
         """A figure that is NaN could not be measured, which JSON has no number for."""
-        known = None if math.isnan(measured) else measured
-        return Row(self._scenario, self._broker, what, unit, known, None if floor is None or math.isnan(floor) else floor, target)
+        return Row(self._scenario, self._broker, what, unit, _known(measured), _known(floor), target)
 
-    def right(self, what: str, measured: Measured, target: float = 100.0) -> Row:
+    def right(self, what: str, measured: Measured, floor: Measured | None = None) -> Row:
         failures = measured.report.failures
         words = f"{what}: answered rightly" + (f", not: {failures}" if failures else "")
-        return self.row(words, "%", measured.report.right_percent, target=Target(at_least=target))
+        beside = None if floor is None else floor.report.right_percent
+        return self.row(words, "%", measured.report.right_percent, beside, Target(at_least=100))
 
     def latency(self, what: str, measured: Measured, floor: Measured, percent: int, target: Target | None = None) -> Row:
         figures = measured.report.latency_ms.p(percent), floor.report.latency_ms.p(percent)
@@ -63,7 +63,7 @@ class Table:
 
     def api(self, what: str, found: Measured, floor: Measured, target: Target | None = API) -> Iterator[Row]:
         """`target`: for the node's CPU."""
-        yield self.right(what, found)
+        yield self.right(what, found, floor)
         yield self.row(f"{what}: answers", "/s", found.report.per_s, floor.report.per_s)
         yield self.latency(what, found, floor, 50)
         yield self.latency(what, found, floor, 99)
@@ -73,7 +73,7 @@ class Table:
         """To the latency of the upstream when it is asked by the load itself, by percentile."""
         direct, floor = stage.directly(work, plan), stage.through_gateway(work, plan, floor=True)
         found = stage.through_gateway(work, plan)
-        yield self.right(what, found)
+        yield self.right(what, found, floor)
         for percent in (50, 99):
             alone_ms = direct.report.latency_ms.p(percent)
             figures = found.report.latency_ms.p(percent) - alone_ms, floor.report.latency_ms.p(percent) - alone_ms
@@ -88,3 +88,7 @@ class Table:
             if name not in (UPSTREAM, LOAD):
                 yield self.row(f"{what}: {name}, PSS", "MiB", memory.pss)
                 yield self.row(f"{what}: {name}, RSS", "MiB", memory.rss)
+
+
+def _known(figure: float | None) -> float | None:
+    return None if figure is None or math.isnan(figure) else figure
