@@ -12,6 +12,7 @@ from bench.table import CPU, Length, Table
 from bench.watch import BROKER
 
 Scenario = Callable[[Stage, Table, Length], Iterator[Row]]
+OPENED_AFTER_S = 8.0  # a remote node opens by and by, and what waited meanwhile is worked off after that
 
 
 def demo(stage: Stage, table: Table, length: Length) -> Iterator[Row]:
@@ -94,8 +95,7 @@ def latency(stage: Stage, table: Table, length: Length) -> Iterator[Row]:
     capacity = stage.through_gateway(Work("mock?latency=100ms"), length.plan(in_flight=128)).report.per_s
     rate = 0.7 * capacity
     yield table.row("capacity: 128 in flight, upstream of 100 ms", "/s", capacity)
-    # Longer to warm up, as a remote node opens by and by, and what waited meanwhile is worked off after that.
-    work, plan = Work(f"mock?latency={64 / rate:.3f}s"), length.plan(rate=rate, warm_s=8.0)
+    work, plan = Work(f"mock?latency={64 / rate:.3f}s"), length.plan(rate=rate, warm_s=OPENED_AFTER_S)
     targets = {99: Target(at_most=25)} if table.is_embedded else {}
     yield from table.added("64 in flight at 70 % of capacity", work, plan, stage, targets)
 
@@ -103,7 +103,7 @@ def latency(stage: Stage, table: Table, length: Length) -> Iterator[Row]:
 def steady(stage: Stage, table: Table, length: Length) -> Iterator[Row]:
     """500 requests a second, however slow the answers are, of an upstream of 1.5 s: 750 in flight."""
     work = Work("mock?latency=1.5s", slots=1024)
-    plan = length.plan(rate=500.0, warm_s=4.0, seconds=1.5 * length.seconds)
+    plan = length.plan(rate=500.0, warm_s=OPENED_AFTER_S, seconds=1.5 * length.seconds)
     floor = stage.through_gateway(work, plan, floor=True)
     found = stage.through_gateway(work, plan)
     what = "500/s, upstream of 1.5 s"
