@@ -17,7 +17,6 @@ import gc
 import json
 import socket
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
 import msgspec
@@ -101,27 +100,21 @@ class Client(Wire):
         stats.peak_in_flight = max(stats.peak_in_flight, stats.in_flight)
         if answer.latency_s or len(answer.pieces) > 1:
             due_s = time.monotonic() + answer.latency_s
-            self._loop.at(due_s, self._sender(answer, due_s))
+            self._loop.at(due_s, functools.partial(self._send_due, answer, due_s, 0))
         else:
             self.send(answer.pieces[0])
             self._ended()
 
-    def _sender(self, answer: Answer, first_s: float) -> Callable[[], None]:
-        """What sends the pieces that are due, and comes again for the rest: a late one delays no other."""
-        pieces, gap_s, at = answer.pieces, answer.gap_s, 0
-
-        def send() -> None:
-            nonlocal at
-            if not self.is_open:
-                return
-            self.send(pieces[at])
-            at += 1
-            if at == len(pieces):
-                self._ended()
-            else:
-                self._loop.at(first_s + at * gap_s, send)
-
-        return send
+    def _send_due(self, answer: Answer, first_s: float, at: int) -> None:
+        """The piece that is due; comes again for the rest: a late one delays no other."""
+        if not self.is_open:
+            return
+        self.send(answer.pieces[at])
+        at += 1
+        if at == len(answer.pieces):
+            self._ended()
+        else:
+            self._loop.at(first_s + at * answer.gap_s, functools.partial(self._send_due, answer, first_s, at))
 
     def _ended(self) -> None:
         if self._is_answering:

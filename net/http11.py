@@ -127,7 +127,7 @@ class Answer:
         self.is_complete = False
         self.leaves_connection_usable = False
         self._connection = connection
-        self._parser = httptools.HttpResponseParser(self)
+        self._parser: httptools.HttpResponseParser | None = httptools.HttpResponseParser(self)
         # Some servers write it so, and it cannot be taken for anything else. (Bare line feeds: llhttp misses their last chunk.)
         self._parser.set_dangerous_leniencies(lenient_spaces_after_chunk_size=True, lenient_data_after_close=True)
         self._has_head = self._is_framed = False
@@ -219,6 +219,8 @@ class Answer:
     # by its connection
 
     def feed(self, data: bytes) -> None:
+        if self._parser is None:
+            return
         self._bare_bytes += len(data)
         try:
             self._parser.feed_data(data)
@@ -234,8 +236,10 @@ class Answer:
             self._tell()
 
     def leave(self) -> None:
-        """Nobody waits for more of it."""
+        """Nobody waits for more of it. Its parser holds it by its methods: the two would be left to the garbage collector, which
+        stops a busy loop for tens of milliseconds."""
         self._end_alarm()
+        self._parser = None
 
     def lose(self, error: Exception | None) -> None:
         """The connection has ended, which is an answer's end where nothing else says how long it is."""
@@ -263,6 +267,7 @@ class Answer:
     def on_headers_complete(self) -> None:
         if self._has_head:
             return
+        assert self._parser is not None
         self.status = self._parser.get_status_code()
         if 100 <= self.status < 200:
             self.headers.clear()
@@ -297,7 +302,7 @@ class Answer:
                 self._fail(BadAnswer("it never gets past its interim answers"))
         elif not self.is_complete and self._failure is None:
             self.is_complete = True
-            self.leaves_connection_usable = self._parser.should_keep_alive()
+            self.leaves_connection_usable = self._parser is not None and self._parser.should_keep_alive()
 
 
 class Connections:

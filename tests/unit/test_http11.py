@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import gzip
 import select
 import socket
 import threading
 import time
+import weakref
 import zlib
 from collections.abc import Iterator
 
@@ -426,6 +428,22 @@ async def test_the_newest_is_taken_first_and_the_oldest_given_up() -> None:
         kept.give_back(asked.connection)
     assert not oldest.wire.is_open
     assert [kept.take(), kept.take(), kept.take()] == [newest.connection, older.connection, None]
+
+
+@on_loop
+@pytest.mark.parametrize("framing", EVERY)
+async def test_an_answer_that_is_over_leaves_nothing_to_the_garbage_collector(framing: str) -> None:
+    """Whose work stops the loop of a busy child for tens of milliseconds."""
+    kept, asked = Connections(1), Asked().hear(HEAD + EVERY[framing]).lose()
+    assert await asked.body() == BODY
+    left = weakref.ref(asked.answer)
+    gc.disable()
+    try:
+        kept.give_back(asked.connection)
+        del asked.answer
+        assert left() is None
+    finally:
+        gc.enable()
 
 
 @on_loop
