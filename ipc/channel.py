@@ -8,6 +8,8 @@ Whatever is wrong with a frame is wrong with this channel alone.
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
 import select
 import struct
@@ -23,7 +25,8 @@ from ipc.messages import FromChild, ToChild
 MAX_FRAME_BYTES = 128 << 20  # the longest answer that an upstream may give is half of it
 MAX_UNSENT_BYTES = 256 << 20
 _HEADER = struct.Struct(">I")
-_READ_BYTES = 64 << 10  # what a pipe holds; more would be memory mapped anew for each read
+_READ_BYTES = 64 << 10  # more would be memory mapped anew for each read
+PIPE_BYTES = 1 << 20  # to a child, where the kernel allows it: 64 KiB each wake both sides 16 times for a request with images
 _T = TypeVar("_T")
 
 
@@ -164,6 +167,8 @@ class SupervisorEnd(_End[FromChild]):
 
     def __init__(self, reading: PipeEnd, writing: PipeEnd) -> None:
         super().__init__(reading, writing, msgspec.msgpack.Decoder(FromChild).decode)
+        with contextlib.suppress(OSError):  # a user may have 64 MiB in such pipes, unless the host says otherwise
+            fcntl.fcntl(writing.fileno(), fcntl.F_SETPIPE_SZ, PIPE_BYTES)
 
 
 class WorkerEnd(_End[ToChild]):

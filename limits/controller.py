@@ -156,12 +156,17 @@ def _sharing(sample: Sample, state: LimitState) -> int:
 
 def _growth_bytes_per_s(sample: Sample, state: LimitState, held: int) -> float:
     """Smoothed, as requests begin and end in between."""
-    before = state.last.model_private_bytes if state.last else None
-    if before is None or state.last is None or sample.at_s <= state.last.at_s:
+    last, past_s = _before(sample, state)
+    if last is None or last.model_private_bytes is None:
         return state.growth_bytes_per_s
-    past_s = sample.at_s - state.last.at_s
     kept = math.exp(-past_s / GROWTH_OVER_S)
-    return max(0.0, kept * state.growth_bytes_per_s + (1 - kept) * (held - before) / past_s)
+    return max(0.0, kept * state.growth_bytes_per_s + (1 - kept) * (held - last.model_private_bytes) / past_s)
+
+
+def _before(sample: Sample, state: LimitState) -> tuple[Sample | None, float]:
+    """The sample before this one, and how many seconds before it; None where none was."""
+    past_s = sample.at_s - state.last.at_s if state.last else 0.0
+    return (state.last, past_s) if past_s > 0 else (None, 0.0)
 
 
 def _is_used(sample: Sample, state: LimitState) -> bool:
@@ -243,10 +248,9 @@ def _fall_per_s(sample: Sample, state: LimitState, memory: Memory) -> float:
     """How fast it gets less there, by the sample before; what a raise of ours takes at first is no trend."""
     if sample.at_s - state.raised_at_s < DOUBLE_EACH_S:
         return 0.0
-    before = next((m for m in state.last.memory if m.where == memory.where), None) if state.last else None
-    if before is None or state.last is None or sample.at_s <= state.last.at_s:
-        return 0.0
-    return max(0.0, (before.available_bytes - memory.available_bytes) / (sample.at_s - state.last.at_s))
+    last, past_s = _before(sample, state)
+    before = next((m for m in last.memory if m.where == memory.where), None) if last else None
+    return max(0.0, (before.available_bytes - memory.available_bytes) / past_s) if before else 0.0
 
 
 def _will_be_gone(memory: Memory, fall_per_s: float, at: Thresholds) -> bool:

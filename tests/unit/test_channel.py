@@ -221,7 +221,7 @@ def test_many_threads_of_a_child_send_whole_messages(pipes: Pipes) -> None:
 def test_how_long_it_is_stuck(pipes: Pipes, monkeypatch: pytest.MonkeyPatch) -> None:
     now_s = 100.0
     monkeypatch.setattr(ipc.channel.time, "monotonic", lambda: now_s)  # type: ignore[attr-defined]
-    pipes.supervisor.send(msgspec.structs.replace(TASK, data=bytes(1 << 20)))
+    pipes.supervisor.send(msgspec.structs.replace(TASK, data=bytes(2 * ipc.channel.PIPE_BYTES)))
     now_s = 103.0
     pipes.supervisor.flush()
     assert pipes.supervisor.stuck_for_s() == 3
