@@ -80,6 +80,7 @@ def streams(stage: Stage, table: Table, length: Length) -> Iterator[Row]:
     yield table.row("gap between tokens p99, upstream and load alone", "ms", alone)
     yield table.row("node, of streams", CPU, found.node_cpu, floor.node_cpu, Target(at_most=12))
     yield table.row("node, gateway and broker, of streams", CPU, found.path_cpu, floor.path_cpu)
+    yield from promises(stage, table, work, plan, "128 streams", found)
     yield from table.cpu_by_process("128 streams", found)
 
 
