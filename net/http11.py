@@ -301,8 +301,9 @@ class Answer:
             if self._interim > MAX_INTERIM:
                 self._fail(BadAnswer("it never gets past its interim answers"))
         elif not self.is_complete and self._failure is None:
+            assert self._parser is not None
             self.is_complete = True
-            self.leaves_connection_usable = self._parser is not None and self._parser.should_keep_alive()
+            self.leaves_connection_usable = self._parser.should_keep_alive()
 
 
 class Connections:
